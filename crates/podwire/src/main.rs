@@ -1,0 +1,3 @@
+//! podwire.
+
+fn main() {}
