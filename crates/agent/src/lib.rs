@@ -1,1 +1,4 @@
-//! Podwire agent.
+//! The parts of Podwire assembled into the programs that run on a node.
+//!
+//! Each module is one program under the name of what it replaces. It is a thin shell: Kubernetes events go into a
+//! pure crate, what comes out goes into the kernel or onto a socket.
