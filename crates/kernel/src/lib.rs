@@ -1,1 +1,9 @@
-//! Podwire kernel.
+//! The only access to the kernel: netlink, sysctls, namespaces.
+//!
+//! Each module is a trait, the real thing, and a strict fake that refuses what the kernel refuses. Nothing here runs
+//! another program and nothing needs an async runtime: the kernel answers a netlink request before `send` returns.
+
+mod error;
+pub mod netlink;
+
+pub use error::{Error, Result, ResultExt};
