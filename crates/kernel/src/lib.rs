@@ -4,6 +4,9 @@
 //! another program and nothing needs an async runtime: the kernel answers a netlink request before `send` returns.
 
 mod error;
+pub mod mount;
 pub mod netlink;
+pub mod ns;
+pub mod process;
 
 pub use error::{Error, Result, ResultExt};

@@ -1,0 +1,152 @@
+//! Namespaces: making, opening and entering them, as safe calls.
+//!
+//! A namespace lives as long as a process, a mount or an open file refers to it. A [`Namespace`] is such an open file:
+//! nothing is pinned under `/run/netns`, so a killed owner leaves nothing behind.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    panic,
+    path::Path,
+    thread,
+};
+
+use rustix::thread::UnshareFlags;
+
+use crate::process::tried;
+
+/// The kinds of namespaces that Podwire uses (`namespaces(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Interfaces, routes, rules, sockets.
+    Net,
+    /// The mount table.
+    Mount,
+    /// Host name.
+    Uts,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Process ids. For `unshare` and `setns` it counts for children only.
+    Pid,
+    /// Control-group root.
+    Cgroup,
+    /// User ids and capabilities.
+    User,
+}
+
+impl Kind {
+    /// The file's name under `/proc/PID/ns`.
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Mount => "mnt",
+            Self::Uts => "uts",
+            Self::Ipc => "ipc",
+            Self::Pid => "pid",
+            Self::Cgroup => "cgroup",
+            Self::User => "user",
+        }
+    }
+
+    const fn flag(self) -> UnshareFlags {
+        match self {
+            Self::Net => UnshareFlags::NEWNET,
+            Self::Mount => UnshareFlags::NEWNS,
+            Self::Uts => UnshareFlags::NEWUTS,
+            Self::Ipc => UnshareFlags::NEWIPC,
+            Self::Pid => UnshareFlags::NEWPID,
+            Self::Cgroup => UnshareFlags::NEWCGROUP,
+            Self::User => UnshareFlags::NEWUSER,
+        }
+    }
+}
+
+/// Moves the calling thread into new namespaces of `kinds`; later children follow (for [`Kind::Pid`], only children).
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN; `ENOSPC` at a limit of `/proc/sys/user/max_*_namespaces`.
+pub fn unshare(kinds: &[Kind]) -> io::Result<()> {
+    let flags = kinds.iter().fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
+    // SAFETY: only CLONE_FILES, which `Kind` cannot name, can invalidate file descriptors that other threads hold.
+    #[allow(unsafe_code)]
+    let done = unsafe { rustix::thread::unshare_unsafe(flags) };
+    done.map_err(tried(format_args!("make new namespaces {kinds:?}")))
+}
+
+/// An open namespace: keeps it alive and is the way in.
+#[derive(Debug)]
+pub struct Namespace(File);
+
+impl Namespace {
+    /// Opens a namespace by path, for example `/proc/42/ns/net`.
+    ///
+    /// # Errors
+    /// The path does not exist or may not be read.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot open namespace {}: {error}", path.display()))
+        })?;
+        Ok(Self(file))
+    }
+
+    /// Opens the namespace of `kind` that the calling thread is in.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn current(kind: Kind) -> io::Result<Self> {
+        Self::open(&Path::new("/proc/thread-self/ns").join(kind.file_name()))
+    }
+
+    /// Opens the namespace of `kind` that process `pid` is in.
+    ///
+    /// # Errors
+    /// There is no such process, or it may not be looked into.
+    pub fn of_process(pid: u32, kind: Kind) -> io::Result<Self> {
+        Self::open(&Path::new("/proc").join(pid.to_string()).join("ns").join(kind.file_name()))
+    }
+
+    /// Makes a new network namespace, without moving the caller: `lo` is there, down.
+    ///
+    /// # Errors
+    /// As [`unshare`].
+    pub fn new_net() -> io::Result<Self> {
+        on_a_thread(|| {
+            unshare(&[Kind::Net])?;
+            Self::current(Kind::Net)
+        })
+    }
+
+    /// Moves the calling thread into this namespace for good.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_ADMIN; `EINVAL` for a mount namespace when threads share the working directory.
+    pub fn enter(&self) -> io::Result<()> {
+        rustix::thread::move_into_link_name_space(self.0.as_fd(), None).map_err(tried("enter a namespace"))
+    }
+
+    /// Runs `f` on a thread of its own inside this namespace and returns what it returned. Sockets made there stay
+    /// bound to this namespace wherever they are used.
+    ///
+    /// # Errors
+    /// Entering failed, or `f` did. A panic of `f` goes on in the caller.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        on_a_thread(|| {
+            self.enter()?;
+            f()
+        })
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn on_a_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, f)?.join() {
+        Ok(result) => result,
+        Err(payload) => panic::resume_unwind(payload),
+    })
+}

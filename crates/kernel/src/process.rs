@@ -1,0 +1,234 @@
+//! Processes: dying with the parent, waiting for signals and children, process descriptors, terminals.
+
+use std::{
+    fmt::Display,
+    fs, io, mem,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr,
+    time::Duration,
+};
+
+pub use rustix::process::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+    process::{Pid, PidfdFlags, WaitOptions},
+    pty::OpenptFlags,
+};
+
+/// Turns an errno into an error that says what was tried; keeps the error's kind.
+pub(crate) fn tried(what: impl Display) -> impl FnOnce(Errno) -> io::Error {
+    let what = what.to_string();
+    move |errno| {
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("cannot {what}: {error}"))
+    }
+}
+
+/// Asks for `signal` when the parent (the thread that started this process) ends.
+///
+/// # Errors
+/// None in practice.
+pub fn die_with_parent(signal: Signal) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(signal)).map_err(tried("set the parent-death signal"))
+}
+
+/// Starts a session without a controlling terminal, led by the calling process.
+///
+/// # Errors
+/// `EPERM` when it leads a process group already.
+pub fn new_session() -> io::Result<()> {
+    rustix::process::setsid().map(drop).map_err(tried("start a session"))
+}
+
+/// Sends `signal` to process `pid`.
+///
+/// # Errors
+/// `ESRCH`: there is no such process; `EPERM`.
+pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+    rustix::process::kill_process(to_pid(pid)?, signal).map_err(tried(format_args!("signal process {pid}")))
+}
+
+/// Sends `signal` to every process of the group that `pid` leads.
+///
+/// # Errors
+/// As [`kill`].
+pub fn kill_group(pid: u32, signal: Signal) -> io::Result<()> {
+    rustix::process::kill_process_group(to_pid(pid)?, signal).map_err(tried(format_args!("signal process group {pid}")))
+}
+
+/// When process `pid` started, in clock ticks since boot (`/proc/PID/stat` field 22): with the pid, this names one
+/// process even after the pid was used again.
+///
+/// # Errors
+/// There is no such process.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command name, field 2, may hold blanks and parentheses: count from its end.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after_name
+        .split_whitespace()
+        .nth(19)
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
+}
+
+/// A process by descriptor: never another one that got its number later.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens process `pid`.
+    ///
+    /// # Errors
+    /// `ESRCH`: there is no such process.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        rustix::process::pidfd_open(to_pid(pid)?, PidfdFlags::empty())
+            .map(Self)
+            .map_err(tried(format_args!("open process {pid}")))
+    }
+
+    /// Sends `signal`.
+    ///
+    /// # Errors
+    /// `ESRCH`: it has ended; `EPERM`.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        rustix::process::pidfd_send_signal(&self.0, signal).map_err(tried("signal a process"))
+    }
+
+    /// Waits until the process has ended; `false` when `timeout` passed before.
+    ///
+    /// # Errors
+    /// Polling failed.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        Ok(rustix::event::poll(&mut fds, Some(&timeout)).map_err(tried("wait for a process"))? > 0)
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Signals that the calling process takes one by one instead of being interrupted: for a process without threads.
+pub struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    /// Blocks `signals` in the calling thread. `std::process::Command` clears the mask in children.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn new(signals: &[Signal]) -> io::Result<Self> {
+        // SAFETY: sigset_t is plain data; sigemptyset initialises it, sigaddset and pthread_sigmask only get pointers
+        // to it that are valid for the calls.
+        #[allow(unsafe_code)]
+        let (set, result) = unsafe {
+            let mut set: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in signals {
+                libc::sigaddset(&raw mut set, signal.as_raw());
+            }
+            (set, libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()))
+        };
+        if result == 0 { Ok(Self(set)) } else { Err(io::Error::from_raw_os_error(result)) }
+    }
+
+    /// Waits for the next one.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn wait(&self) -> io::Result<Signal> {
+        let mut number = 0;
+        // SAFETY: both pointers are to live values of the right types.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::sigwait(&raw const self.0, &raw mut number) };
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(result));
+        }
+        Signal::from_named_raw(number)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected signal {number}")))
+    }
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// The child.
+    pub pid: u32,
+    /// Its exit code; 128 + the signal's number when a signal killed it, as shells say it.
+    pub code: i32,
+}
+
+/// Takes the exit status of any child that has ended; `None` when there is none (left) to take.
+///
+/// # Errors
+/// None in practice.
+pub fn reap() -> io::Result<Option<Ended>> {
+    match rustix::process::wait(WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => {
+            let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+            Ok(Some(Ended { pid: pid.as_raw_nonzero().get().cast_unsigned(), code: code.unwrap_or(-1) }))
+        }
+        Ok(None) | Err(Errno::CHILD) => Ok(None),
+        Err(errno) => Err(tried("wait for children")(errno)),
+    }
+}
+
+/// Sets the host name of the calling thread's UTS namespace.
+///
+/// # Errors
+/// `EINVAL` for more than 64 bytes; `EPERM`.
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    rustix::system::sethostname(name.as_bytes()).map_err(tried(format_args!("set the host name to {name}")))
+}
+
+/// A new pseudo-terminal: the end that a program is run on, and the end that drives it.
+#[derive(Debug)]
+pub struct Pty {
+    /// The driving end.
+    pub controller: OwnedFd,
+    /// The program's end, for its stdin, stdout and stderr.
+    pub terminal: OwnedFd,
+}
+
+impl Pty {
+    /// Opens a pair.
+    ///
+    /// # Errors
+    /// No `/dev/ptmx`, or no pseudo-terminal left.
+    pub fn open() -> io::Result<Self> {
+        let failed = || tried("open a pseudo-terminal");
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let controller = rustix::pty::openpt(flags).map_err(failed())?;
+        rustix::pty::unlockpt(&controller).map_err(failed())?;
+        let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, flags).map_err(failed())?;
+        Ok(Self { controller, terminal })
+    }
+}
+
+/// Tells the kernel the size of a terminal, in characters; programs on it get SIGWINCH.
+///
+/// # Errors
+/// `ENOTTY`.
+pub fn resize_terminal(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).map_err(tried("resize a terminal"))
+}
+
+/// Makes `terminal` the controlling terminal of the session that the caller leads.
+///
+/// # Errors
+/// `EPERM`: the caller leads no session, or the terminal controls another.
+pub fn take_terminal(terminal: impl AsFd) -> io::Result<()> {
+    rustix::process::ioctl_tiocsctty(terminal).map_err(tried("take a controlling terminal"))
+}
+
+fn to_pid(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is not a process id")))
+}
