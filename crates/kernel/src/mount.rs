@@ -1,17 +1,17 @@
 //! Mounts, as safe calls. Every function changes the mount namespace of the calling thread only, provided that
 //! [`make_private`] was called in it first.
 
-use std::{ffi::CString, io, os::unix::ffi::OsStrExt, path::Path};
+use std::{ffi::CString, os::unix::ffi::OsStrExt, path::Path};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
-use crate::process::tried;
+use crate::{Error, Result, process::tried};
 
 /// Stops mounts below `/` from spreading to other mount namespaces, and theirs from coming in.
 ///
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN over the mount namespace.
-pub fn make_private() -> io::Result<()> {
+pub fn make_private() -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(tried("make mounts private"))
 }
@@ -20,7 +20,7 @@ pub fn make_private() -> io::Result<()> {
 ///
 /// # Errors
 /// `target` is not a directory, or mounting is not permitted.
-pub fn tmpfs(target: &Path, mode: u32) -> io::Result<()> {
+pub fn tmpfs(target: &Path, mode: u32) -> Result<()> {
     mount("tmpfs", target, MountFlags::NOSUID | MountFlags::NODEV, &format!("mode={mode:o}"))
 }
 
@@ -28,7 +28,7 @@ pub fn tmpfs(target: &Path, mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`tmpfs`].
-pub fn proc(target: &Path) -> io::Result<()> {
+pub fn proc(target: &Path) -> Result<()> {
     mount("proc", target, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "")
 }
 
@@ -36,7 +36,7 @@ pub fn proc(target: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`tmpfs`]; `EPERM` also where the user namespace does not own the network namespace.
-pub fn sysfs(target: &Path) -> io::Result<()> {
+pub fn sysfs(target: &Path) -> Result<()> {
     mount("sysfs", target, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, "")
 }
 
@@ -57,21 +57,18 @@ impl Overlay<'_> {
     /// # Errors
     /// `EINVAL` when `lower` is itself an overlay on an overlay (the kernel stacks two, not three); a path with a
     /// comma, colon or backslash cannot be named in mount options.
-    pub fn mount(&self, target: &Path) -> io::Result<()> {
+    pub fn mount(&self, target: &Path) -> Result<()> {
         let options = ["lowerdir", "upperdir", "workdir"]
             .iter()
             .zip([self.lower, self.upper, self.work])
             .map(|(name, path)| match path.to_str() {
                 Some(text) if !text.contains([',', ':', '\\']) => Ok(format!("{name}={text}")),
-                _ => Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!(
-                        "cannot use {} as overlay {name}: the name has a comma, a colon or a backslash",
-                        path.display()
-                    ),
+                _ => Err(Error::invalid(
+                    format!("use {} as overlay {name}", path.display()),
+                    "the name has a comma, a colon or a backslash",
                 )),
             })
-            .collect::<io::Result<Vec<_>>>()?;
+            .collect::<Result<Vec<_>>>()?;
         mount("overlay", target, MountFlags::empty(), &options.join(","))
     }
 }
@@ -80,7 +77,7 @@ impl Overlay<'_> {
 ///
 /// # Errors
 /// One of them does not exist, or one is a directory and the other not.
-pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+pub fn bind(source: &Path, target: &Path) -> Result<()> {
     rustix::mount::mount_bind_recursive(source, target).map_err(tried(format_args!(
         "bind {} at {}",
         source.display(),
@@ -92,8 +89,9 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// `target` is not a mount point; `ENOSYS` before Linux 5.12.
-pub fn make_read_only(target: &Path) -> io::Result<()> {
-    let path = CString::new(target.as_os_str().as_bytes())?;
+pub fn make_read_only(target: &Path) -> Result<()> {
+    let what = format!("make {} read-only", target.display());
+    let path = CString::new(target.as_os_str().as_bytes()).map_err(|error| Error::invalid(&what, error))?;
     let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: `path` is a NUL-terminated string and `attributes` a mount_attr of the size given; both outlive the call,
     // which writes to neither.
@@ -108,37 +106,30 @@ pub fn make_read_only(target: &Path) -> io::Result<()> {
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    Err(io::Error::new(error.kind(), format!("cannot make {} read-only: {error}", target.display())))
+    if result == 0 { Ok(()) } else { Err(Error::last(what)) }
 }
 
 /// Takes the mount at `target` and all below it out of the namespace at once; it goes when nothing uses it any more.
 ///
 /// # Errors
 /// `target` is not a mount point.
-pub fn detach(target: &Path) -> io::Result<()> {
+pub fn detach(target: &Path) -> Result<()> {
     rustix::mount::unmount(target, UnmountFlags::DETACH).map_err(tried(format_args!("unmount {}", target.display())))
 }
 
-/// Makes the mount at `new_root` the root of this mount namespace, drops the old root and goes to `/`.
+/// Makes the mount at `new_root` the root of this mount namespace and shows the old root at `put_old`, a directory below
+/// `new_root`. The caller is then in the new `/`.
 ///
 /// # Errors
 /// `EINVAL` when `new_root` is not a mount point or mounts are shared.
-pub fn pivot_root(new_root: &Path) -> io::Result<()> {
-    let what = format!("make {} the root", new_root.display());
-    let failed = || tried(&what);
-    rustix::process::chdir(new_root).map_err(failed())?;
-    // Old and new root may be the same directory: the old one is then stacked on top, and detached (pivot_root(2)).
-    rustix::process::pivot_root(".", ".").map_err(failed())?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed())?;
-    rustix::process::chdir("/").map_err(failed())
+pub fn pivot_root(new_root: &Path, put_old: &Path) -> Result<()> {
+    rustix::process::pivot_root(new_root, put_old)
+        .and_then(|()| rustix::process::chdir("/"))
+        .map_err(tried(format_args!("make {} the root", new_root.display())))
 }
 
-fn mount(kind: &str, target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
-    let options = CString::new(options)?;
-    rustix::mount::mount(kind, target, kind, flags, options.as_c_str())
-        .map_err(tried(format_args!("mount {kind} on {}", target.display())))
+fn mount(kind: &str, target: &Path, flags: MountFlags, options: &str) -> Result<()> {
+    let what = format!("mount {kind} on {}", target.display());
+    let options = CString::new(options).map_err(|error| Error::invalid(&what, error))?;
+    rustix::mount::mount(kind, target, kind, flags, options.as_c_str()).map_err(tried(what))
 }

@@ -5,7 +5,6 @@
 
 use std::{
     fs::File,
-    io,
     os::fd::{AsFd, BorrowedFd},
     panic,
     path::Path,
@@ -14,7 +13,7 @@ use std::{
 
 use rustix::thread::UnshareFlags;
 
-use crate::process::tried;
+use crate::{Error, Result, process::tried};
 
 /// The kinds of namespaces that Podwire uses (`namespaces(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +65,7 @@ impl Kind {
 ///
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN; `ENOSPC` at a limit of `/proc/sys/user/max_*_namespaces`.
-pub fn unshare(kinds: &[Kind]) -> io::Result<()> {
+pub fn unshare(kinds: &[Kind]) -> Result<()> {
     let flags = kinds.iter().fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
     // SAFETY: only CLONE_FILES, which `Kind` cannot name, can invalidate file descriptors that other threads hold.
     #[allow(unsafe_code)]
@@ -83,18 +82,15 @@ impl Namespace {
     ///
     /// # Errors
     /// The path does not exist or may not be read.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot open namespace {}: {error}", path.display()))
-        })?;
-        Ok(Self(file))
+    pub fn open(path: &Path) -> Result<Self> {
+        File::open(path).map(Self).map_err(|error| Error::io(format_args!("open namespace {}", path.display()), error))
     }
 
     /// Opens the namespace of `kind` that the calling thread is in.
     ///
     /// # Errors
     /// `/proc` is not mounted.
-    pub fn current(kind: Kind) -> io::Result<Self> {
+    pub fn current(kind: Kind) -> Result<Self> {
         Self::open(&Path::new("/proc/thread-self/ns").join(kind.file_name()))
     }
 
@@ -102,7 +98,7 @@ impl Namespace {
     ///
     /// # Errors
     /// There is no such process, or it may not be looked into.
-    pub fn of_process(pid: u32, kind: Kind) -> io::Result<Self> {
+    pub fn of_process(pid: u32, kind: Kind) -> Result<Self> {
         Self::open(&Path::new("/proc").join(pid.to_string()).join("ns").join(kind.file_name()))
     }
 
@@ -110,7 +106,7 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`unshare`].
-    pub fn new_net() -> io::Result<Self> {
+    pub fn new_net() -> Result<Self> {
         on_a_thread(|| {
             unshare(&[Kind::Net])?;
             Self::current(Kind::Net)
@@ -121,7 +117,7 @@ impl Namespace {
     ///
     /// # Errors
     /// `EPERM` without CAP_SYS_ADMIN; `EINVAL` for a mount namespace when threads share the working directory.
-    pub fn enter(&self) -> io::Result<()> {
+    pub fn enter(&self) -> Result<()> {
         rustix::thread::move_into_link_name_space(self.0.as_fd(), None).map_err(tried("enter a namespace"))
     }
 
@@ -130,7 +126,7 @@ impl Namespace {
     ///
     /// # Errors
     /// Entering failed, or `f` did. A panic of `f` goes on in the caller.
-    pub fn run<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub fn run<T: Send, E: From<Error> + Send>(&self, f: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
         on_a_thread(|| {
             self.enter()?;
             f()
@@ -144,9 +140,9 @@ impl AsFd for Namespace {
     }
 }
 
-fn on_a_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, f)?.join() {
-        Ok(result) => result,
-        Err(payload) => panic::resume_unwind(payload),
+fn on_a_thread<T: Send, E: From<Error> + Send>(f: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, f).map_err(|error| Error::io("start a thread", error))?;
+        thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
     })
 }

@@ -2,13 +2,15 @@
 
 use std::{
     fmt::Display,
-    fs, io, mem,
+    fs, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr,
     time::Duration,
 };
 
 pub use rustix::process::Signal;
+
+use crate::{Error, Result};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
@@ -16,20 +18,17 @@ use rustix::{
     pty::OpenptFlags,
 };
 
-/// Turns an errno into an error that says what was tried; keeps the error's kind.
-pub(crate) fn tried(what: impl Display) -> impl FnOnce(Errno) -> io::Error {
+/// Turns an errno into an error that says what was tried.
+pub(crate) fn tried(what: impl Display) -> impl FnOnce(Errno) -> Error {
     let what = what.to_string();
-    move |errno| {
-        let error = io::Error::from(errno);
-        io::Error::new(error.kind(), format!("cannot {what}: {error}"))
-    }
+    move |errno| Error::refused(what, errno.raw_os_error())
 }
 
 /// Asks for `signal` when the parent (the thread that started this process) ends.
 ///
 /// # Errors
 /// None in practice.
-pub fn die_with_parent(signal: Signal) -> io::Result<()> {
+pub fn die_with_parent(signal: Signal) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(signal)).map_err(tried("set the parent-death signal"))
 }
 
@@ -37,7 +36,7 @@ pub fn die_with_parent(signal: Signal) -> io::Result<()> {
 ///
 /// # Errors
 /// `EPERM` when it leads a process group already.
-pub fn new_session() -> io::Result<()> {
+pub fn new_session() -> Result<()> {
     rustix::process::setsid().map(drop).map_err(tried("start a session"))
 }
 
@@ -45,7 +44,7 @@ pub fn new_session() -> io::Result<()> {
 ///
 /// # Errors
 /// `ESRCH`: there is no such process; `EPERM`.
-pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+pub fn kill(pid: u32, signal: Signal) -> Result<()> {
     rustix::process::kill_process(to_pid(pid)?, signal).map_err(tried(format_args!("signal process {pid}")))
 }
 
@@ -53,7 +52,7 @@ pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`kill`].
-pub fn kill_group(pid: u32, signal: Signal) -> io::Result<()> {
+pub fn kill_group(pid: u32, signal: Signal) -> Result<()> {
     rustix::process::kill_process_group(to_pid(pid)?, signal).map_err(tried(format_args!("signal process group {pid}")))
 }
 
@@ -62,15 +61,16 @@ pub fn kill_group(pid: u32, signal: Signal) -> io::Result<()> {
 ///
 /// # Errors
 /// There is no such process.
-pub fn start_time(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+pub fn start_time(pid: u32) -> Result<u64> {
+    let what = format!("read the start time of process {pid}");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| Error::io(&what, error))?;
     // The command name, field 2, may hold blanks and parentheses: count from its end.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     after_name
         .split_whitespace()
         .nth(19)
         .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
+        .ok_or_else(|| Error::malformed(&what, "too few fields"))
 }
 
 /// A process by descriptor: never another one that got its number later.
@@ -82,7 +82,7 @@ impl PidFd {
     ///
     /// # Errors
     /// `ESRCH`: there is no such process.
-    pub fn open(pid: u32) -> io::Result<Self> {
+    pub fn open(pid: u32) -> Result<Self> {
         rustix::process::pidfd_open(to_pid(pid)?, PidfdFlags::empty())
             .map(Self)
             .map_err(tried(format_args!("open process {pid}")))
@@ -92,7 +92,7 @@ impl PidFd {
     ///
     /// # Errors
     /// `ESRCH`: it has ended; `EPERM`.
-    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         rustix::process::pidfd_send_signal(&self.0, signal).map_err(tried("signal a process"))
     }
 
@@ -100,7 +100,7 @@ impl PidFd {
     ///
     /// # Errors
     /// Polling failed.
-    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+    pub fn wait(&self, timeout: Duration) -> Result<bool> {
         let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         Ok(rustix::event::poll(&mut fds, Some(&timeout)).map_err(tried("wait for a process"))? > 0)
@@ -121,7 +121,7 @@ impl BlockedSignals {
     ///
     /// # Errors
     /// None in practice.
-    pub fn new(signals: &[Signal]) -> io::Result<Self> {
+    pub fn new(signals: &[Signal]) -> Result<Self> {
         // SAFETY: sigset_t is plain data; sigemptyset initialises it, sigaddset and pthread_sigmask only get pointers
         // to it that are valid for the calls.
         #[allow(unsafe_code)]
@@ -133,23 +133,23 @@ impl BlockedSignals {
             }
             (set, libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()))
         };
-        if result == 0 { Ok(Self(set)) } else { Err(io::Error::from_raw_os_error(result)) }
+        if result == 0 { Ok(Self(set)) } else { Err(Error::refused("block signals", result)) }
     }
 
     /// Waits for the next one.
     ///
     /// # Errors
     /// None in practice.
-    pub fn wait(&self) -> io::Result<Signal> {
+    pub fn wait(&self) -> Result<Signal> {
         let mut number = 0;
         // SAFETY: both pointers are to live values of the right types.
         #[allow(unsafe_code)]
         let result = unsafe { libc::sigwait(&raw const self.0, &raw mut number) };
         if result != 0 {
-            return Err(io::Error::from_raw_os_error(result));
+            return Err(Error::refused("wait for a signal", result));
         }
         Signal::from_named_raw(number)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected signal {number}")))
+            .ok_or_else(|| Error::malformed("wait for a signal", format!("unexpected signal {number}")))
     }
 }
 
@@ -166,7 +166,7 @@ pub struct Ended {
 ///
 /// # Errors
 /// None in practice.
-pub fn reap() -> io::Result<Option<Ended>> {
+pub fn reap() -> Result<Option<Ended>> {
     match rustix::process::wait(WaitOptions::NOHANG) {
         Ok(Some((pid, status))) => {
             let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
@@ -181,7 +181,7 @@ pub fn reap() -> io::Result<Option<Ended>> {
 ///
 /// # Errors
 /// `EINVAL` for more than 64 bytes; `EPERM`.
-pub fn set_hostname(name: &str) -> io::Result<()> {
+pub fn set_hostname(name: &str) -> Result<()> {
     rustix::system::sethostname(name.as_bytes()).map_err(tried(format_args!("set the host name to {name}")))
 }
 
@@ -199,7 +199,7 @@ impl Pty {
     ///
     /// # Errors
     /// No `/dev/ptmx`, or no pseudo-terminal left.
-    pub fn open() -> io::Result<Self> {
+    pub fn open() -> Result<Self> {
         let failed = || tried("open a pseudo-terminal");
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let controller = rustix::pty::openpt(flags).map_err(failed())?;
@@ -213,7 +213,7 @@ impl Pty {
 ///
 /// # Errors
 /// `ENOTTY`.
-pub fn resize_terminal(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+pub fn resize_terminal(terminal: impl AsFd, columns: u16, rows: u16) -> Result<()> {
     let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(terminal, size).map_err(tried("resize a terminal"))
 }
@@ -222,13 +222,13 @@ pub fn resize_terminal(terminal: impl AsFd, columns: u16, rows: u16) -> io::Resu
 ///
 /// # Errors
 /// `EPERM`: the caller leads no session, or the terminal controls another.
-pub fn take_terminal(terminal: impl AsFd) -> io::Result<()> {
+pub fn take_terminal(terminal: impl AsFd) -> Result<()> {
     rustix::process::ioctl_tiocsctty(terminal).map_err(tried("take a controlling terminal"))
 }
 
-fn to_pid(pid: u32) -> io::Result<Pid> {
+fn to_pid(pid: u32) -> Result<Pid> {
     i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is not a process id")))
+        .ok_or_else(|| Error::invalid(format!("find process {pid}"), "not a process id"))
 }
