@@ -1,0 +1,301 @@
+//! An nf_tables for tests that refuses what the kernel refuses.
+
+use std::collections::BTreeMap;
+
+use podwire_model::Name;
+
+use super::{
+    Action, Batch, Chain, Element, Field, Mapped, Nftables, Rule, RuleInfo, Set, SetData, SetInfo, Table, TableInfo,
+    Verdict,
+};
+use crate::{Error, Result};
+
+/// A chain and its rules, each with its handle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainState {
+    /// The chain.
+    pub chain: Chain,
+    /// The rules in order.
+    pub rules: Vec<(u64, Rule)>,
+}
+
+/// A set or map and its elements by key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetState {
+    /// The set.
+    pub set: Set,
+    /// The elements.
+    pub elements: BTreeMap<super::Value, Element>,
+}
+
+/// What is in a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableState {
+    /// The comment of its first creation.
+    pub comment: Option<String>,
+    /// Chains by name.
+    pub chains: BTreeMap<Name, ChainState>,
+    /// Sets and maps by name.
+    pub sets: BTreeMap<Name, SetState>,
+}
+
+impl TableState {
+    /// How many rules there are in all chains.
+    pub fn rule_count(&self) -> usize {
+        self.chains.values().map(|chain| chain.rules.len()).sum()
+    }
+}
+
+/// Everything in the fake kernel.
+pub type Ruleset = BTreeMap<Table, TableState>;
+
+/// Holds a ruleset in memory and refuses, with the kernel's error numbers, transactions that refer to what does not
+/// exist (ENOENT), delete what is in use (EBUSY), add an element twice (EEXIST), overflow a set (ENFILE), or have keys
+/// or data of the wrong length (EINVAL). A refused transaction changes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Fake {
+    ruleset: Ruleset,
+    next_handle: u64,
+    operations: u64,
+    fail_every: Option<u64>,
+    commits: Vec<Batch>,
+}
+
+impl Fake {
+    /// An empty ruleset.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes every `n`th operation (a commit or a listing) fail with ENOBUFS and do nothing.
+    #[must_use]
+    pub fn failing_every(mut self, n: u64) -> Self {
+        self.fail_every = Some(n);
+        self
+    }
+
+    /// Ends the failures.
+    pub fn heal(&mut self) {
+        self.fail_every = None;
+    }
+
+    /// The state.
+    pub fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// Mutable access to the state, to play an administrator who changes things by hand.
+    pub fn ruleset_mut(&mut self) -> &mut Ruleset {
+        &mut self.ruleset
+    }
+
+    /// The transactions that were committed, oldest first; empties the list.
+    pub fn take_commits(&mut self) -> Vec<Batch> {
+        std::mem::take(&mut self.commits)
+    }
+
+    fn operate(&mut self, what: &str) -> Result<()> {
+        self.operations += 1;
+        match self.fail_every {
+            Some(n) if self.operations.is_multiple_of(n) => Err(Error::refused(what, libc::ENOBUFS)),
+            _ => Ok(()),
+        }
+    }
+
+    fn table(&mut self, table: &Table, what: &str) -> Result<&TableState> {
+        self.operate(what)?;
+        self.ruleset.get(table).ok_or_else(|| Error::refused(format_args!("{what} of {table}"), libc::ENOENT))
+    }
+}
+
+impl Nftables for Fake {
+    fn commit(&mut self, batch: &Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.operate("change nftables")?;
+        let mut next = self.ruleset.clone();
+        let mut handle = self.next_handle;
+        for (table, action) in &batch.steps {
+            handle += 1;
+            act(&mut next, table, action, handle)
+                .map_err(|errno| Error::refused(format_args!("{action} in nftables table {table}"), errno))?;
+        }
+        self.ruleset = next;
+        self.next_handle = handle;
+        self.commits.push(batch.clone());
+        Ok(())
+    }
+
+    fn tables(&mut self) -> Result<Vec<TableInfo>> {
+        self.operate("list nftables tables")?;
+        let info =
+            |(table, state): (&Table, &TableState)| TableInfo { table: table.clone(), comment: state.comment.clone() };
+        Ok(self.ruleset.iter().map(info).collect())
+    }
+
+    fn chains(&mut self, table: &Table) -> Result<Vec<Chain>> {
+        let state = self.table(table, "list chains")?;
+        Ok(state.chains.values().map(|chain| chain.chain.clone()).collect())
+    }
+
+    fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>> {
+        let state = self.table(table, "list rules")?;
+        let rules = state.chains.iter().flat_map(|(name, chain)| {
+            chain.rules.iter().map(|(handle, rule)| RuleInfo {
+                chain: name.clone(),
+                handle: *handle,
+                comment: rule.comment.clone(),
+                expressions: rule.expressions.iter().map(|expr| expr.name().to_owned()).collect(),
+            })
+        });
+        Ok(rules.collect())
+    }
+
+    fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
+        let state = self.table(table, "list sets")?;
+        let info = |state: &SetState| SetInfo {
+            name: state.set.name.clone(),
+            size: state.set.size,
+            comment: state.set.comment.clone(),
+        };
+        Ok(state.sets.values().map(info).collect())
+    }
+
+    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>> {
+        let state = self.table(table, "list elements")?;
+        let set = state.sets.get(set).ok_or_else(|| Error::refused(format_args!("list set {set}"), libc::ENOENT))?;
+        Ok(set.elements.values().cloned().collect())
+    }
+}
+
+type Errno = i32;
+
+fn act(ruleset: &mut Ruleset, table: &Table, action: &Action, handle: u64) -> Result<(), Errno> {
+    if let Action::AddTable { comment } = action {
+        let fresh = || TableState { comment: comment.clone(), ..TableState::default() };
+        ruleset.entry(table.clone()).or_insert_with(fresh);
+        return Ok(());
+    }
+    let state = ruleset.get_mut(table).ok_or(libc::ENOENT)?;
+    match action {
+        Action::AddTable { .. } => {}
+        Action::DeleteTable => {
+            ruleset.remove(table);
+        }
+        Action::AddChain(chain) => {
+            let fresh = ChainState { chain: chain.clone(), rules: Vec::new() };
+            state.chains.entry(chain.name.clone()).or_insert(fresh);
+        }
+        Action::FlushChain(chain) => state.chains.get_mut(chain).ok_or(libc::ENOENT)?.rules.clear(),
+        Action::DeleteChain(chain) => delete_chain(state, chain)?,
+        Action::AddRule { chain, rule } => add_rule(state, chain, rule, handle)?,
+        Action::DeleteRule { chain, handle } => {
+            let rules = &mut state.chains.get_mut(chain).ok_or(libc::ENOENT)?.rules;
+            let at = rules.iter().position(|(found, _)| found == handle).ok_or(libc::ENOENT)?;
+            rules.remove(at);
+        }
+        Action::AddSet(set) => add_set(state, set)?,
+        Action::DeleteSet(set) => {
+            let used = rules(state).any(|rule| rule.expressions.iter().any(|expr| expr.set() == Some(set)));
+            if used {
+                return Err(libc::EBUSY);
+            }
+            state.sets.remove(set).ok_or(libc::ENOENT)?;
+        }
+        Action::AddElements { set, elements } => add_elements(state, set, elements)?,
+        Action::DeleteElements { set, elements } => {
+            let set = state.sets.get_mut(set).ok_or(libc::ENOENT)?;
+            for element in elements {
+                set.elements.remove(&element.key).ok_or(libc::ENOENT)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rules(state: &TableState) -> impl Iterator<Item = &Rule> {
+    state.chains.values().flat_map(|chain| chain.rules.iter().map(|(_, rule)| rule))
+}
+
+fn delete_chain(state: &mut TableState, chain: &Name) -> Result<(), Errno> {
+    if !state.chains.contains_key(chain) {
+        return Err(libc::ENOENT);
+    }
+    let by_rule = rules(state).flat_map(|rule| &rule.expressions).any(|expr| match expr {
+        super::Expr::Verdict(verdict) => verdict.chain() == Some(chain),
+        _ => false,
+    });
+    let by_element = state.sets.values().flat_map(|set| set.elements.values()).any(|element| match &element.data {
+        Mapped::Verdict(verdict) => verdict.chain() == Some(chain),
+        _ => false,
+    });
+    if by_rule || by_element {
+        return Err(libc::EBUSY);
+    }
+    state.chains.remove(chain);
+    Ok(())
+}
+
+fn add_rule(state: &mut TableState, chain: &Name, rule: &Rule, handle: u64) -> Result<(), Errno> {
+    for expr in &rule.expressions {
+        match expr {
+            super::Expr::Verdict(verdict) => known_target(state, verdict)?,
+            other => match other.set() {
+                Some(set) if !state.sets.contains_key(set) => return Err(libc::ENOENT),
+                _ => {}
+            },
+        }
+    }
+    state.chains.get_mut(chain).ok_or(libc::ENOENT)?.rules.push((handle, rule.clone()));
+    Ok(())
+}
+
+fn known_target(state: &TableState, verdict: &Verdict) -> Result<(), Errno> {
+    match verdict.chain() {
+        None => Ok(()),
+        Some(chain) => match state.chains.get(chain) {
+            None => Err(libc::ENOENT),
+            Some(target) if target.chain.base.is_some() => Err(libc::EOPNOTSUPP),
+            Some(_) => Ok(()),
+        },
+    }
+}
+
+fn add_set(state: &mut TableState, set: &Set) -> Result<(), Errno> {
+    match state.sets.get_mut(&set.name) {
+        None => {
+            state.sets.insert(set.name.clone(), SetState { set: set.clone(), elements: BTreeMap::new() });
+        }
+        Some(existing) if existing.set.key != set.key || existing.set.data != set.data => return Err(libc::EEXIST),
+        Some(existing) => existing.set.size = existing.set.size.max(set.size),
+    }
+    Ok(())
+}
+
+fn add_elements(state: &mut TableState, set: &Name, elements: &[Element]) -> Result<(), Errno> {
+    for element in elements {
+        if let Mapped::Verdict(verdict) = &element.data {
+            known_target(state, verdict)?;
+        }
+    }
+    let SetState { set, elements: held } = state.sets.get_mut(set).ok_or(libc::ENOENT)?;
+    for element in elements {
+        let data_fits = match (&set.data, &element.data) {
+            (SetData::None, Mapped::Nothing) | (SetData::Verdict, Mapped::Verdict(_)) => true,
+            (SetData::Fields(fields), Mapped::Value(value)) => value.as_bytes().len() == Field::total(fields),
+            _ => false,
+        };
+        if !data_fits || element.key.as_bytes().len() != Field::total(&set.key) {
+            return Err(libc::EINVAL);
+        }
+        if held.contains_key(&element.key) {
+            return Err(libc::EEXIST);
+        }
+        if set.size.is_some_and(|size| held.len() >= size as usize) {
+            return Err(libc::ENFILE);
+        }
+        held.insert(element.key, element.clone());
+    }
+    Ok(())
+}

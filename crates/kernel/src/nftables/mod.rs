@@ -1,0 +1,84 @@
+//! nftables by netlink: transactions out, listings in. No `nft` is executed and no text is parsed.
+//!
+//! Build a [`Batch`] from [`Chain`]s, [`Rule`]s, [`Set`]s and [`Element`]s and give it to [`Nftables::commit`]: all of
+//! it happens at once, or nothing does. Whatever is made carries the notes that let `nft list ruleset` print it as it
+//! would print its own. [`Kernel`] is the real thing, [`Fake`] a strict one for tests.
+//!
+//! ```no_run
+//! use podwire_kernel::nftables::*;
+//! use podwire_model::Family::V4;
+//!
+//! # fn main() -> podwire_kernel::Result<()> {
+//! let table = Table::new(Family::Ip, "example");
+//! let mut batch = Batch::new();
+//! batch.replace_table(&table, Some("pod traffic to the outside"));
+//! batch.add_chain(&table, Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, priority::SRCNAT));
+//! let pods = "10.244.0.0/16".parse().unwrap();
+//! let rule = Rule::new(V4).source(Is::Equal, pods).destination(Is::Not, pods).masquerade(nat_flags::FULLY_RANDOM);
+//! batch.add_rule(&table, "postrouting", rule);
+//! Kernel::open()?.commit(&batch)
+//! # }
+//! ```
+
+mod batch;
+mod decode;
+mod encode;
+mod expr;
+mod fake;
+mod object;
+mod real;
+mod rule;
+mod uapi;
+
+pub use batch::{Action, Batch};
+pub use fake::{ChainState, Fake, Ruleset, SetState, TableState};
+pub use object::{
+    Base, Chain, ChainKind, Datum, Element, Family, Field, Hook, Mapped, RuleInfo, Set, SetData, SetInfo, Table,
+    TableInfo, Value, Verdict, priority,
+};
+pub use real::Kernel;
+pub use rule::{Ct, Expr, Header, Is, Key, Meta, Reg, RejectWith, Rule, Side, nat_flags};
+
+use crate::Result;
+
+/// The kernel's nf_tables, or a fake of it.
+pub trait Nftables: Send {
+    /// Does all steps of `batch` at once. Does nothing if there are none.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) names the step that the kernel refused; then nothing was changed.
+    fn commit(&mut self, batch: &Batch) -> Result<()>;
+
+    /// Every table of a family that [`Family`] knows, whoever made it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn tables(&mut self) -> Result<Vec<TableInfo>>;
+
+    /// The chains of a table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked. For a table that does not exist: not found, or an empty list.
+    fn chains(&mut self, table: &Table) -> Result<Vec<Chain>>;
+
+    /// The rules of a table, in order within each chain.
+    ///
+    /// # Errors
+    /// As [`Nftables::chains`].
+    fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>>;
+
+    /// The named sets and maps of a table, without their elements.
+    ///
+    /// # Errors
+    /// As [`Nftables::chains`].
+    fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>>;
+
+    /// The elements of a set or map, in no particular order.
+    ///
+    /// # Errors
+    /// Not found when there is no such set or table; otherwise when the kernel cannot be asked.
+    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>>;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! The kernel's own nf_tables.
+
+use super::{
+    Batch, Chain, Element, Nftables, RuleInfo, SetInfo, Table, TableInfo, decode,
+    encode::{Encoded, encode},
+    uapi,
+};
+use crate::{
+    Error, Result,
+    netlink::{Messages, Protocol, Refusal, Socket, push_attribute},
+};
+
+/// nf_tables of the network namespace that the opening thread was in.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: Socket,
+}
+
+impl Kernel {
+    /// Opens the netlink socket.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or the caller may not open netlink sockets.
+    pub fn open() -> Result<Self> {
+        Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
+    }
+
+    fn dump(&mut self, kind: u16, table: Option<&Table>, names: &[(u16, &str)], what: &str) -> Result<Messages> {
+        let family = table.map_or(0, |table| table.family.number());
+        let mut payload = vec![family, 0, 0, 0];
+        for (attribute, name) in names {
+            push_attribute(&mut payload, *attribute, format!("{name}\0").as_bytes());
+        }
+        let request = uapi::SUBSYSTEM << 8 | kind;
+        match table {
+            Some(table) => self.socket.dump(request, 0, &payload, format_args!("list {what} of table {table}")),
+            None => self.socket.dump(request, 0, &payload, format_args!("list {what}")),
+        }
+    }
+}
+
+impl Nftables for Kernel {
+    fn commit(&mut self, batch: &Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let first = self.socket.next_sequence();
+        let encoded = encode(batch, first);
+        // The socket's counter must pass the numbers that this batch uses, so that a late answer is never mistaken.
+        for _ in 0..=encoded.steps.len() {
+            self.socket.next_sequence();
+        }
+        let what = "change nftables";
+        let mut answer = self.socket.batch(&encoded.bytes, format_args!("{what}"))?;
+        if !answer.refused.is_empty() {
+            return Err(refused(batch, &encoded, answer.refused.swap_remove(0)));
+        }
+        if answer.acknowledged.contains(&encoded.last()) {
+            Ok(())
+        } else {
+            Err(Error::Overrun { what: what.to_owned() })
+        }
+    }
+
+    fn tables(&mut self) -> Result<Vec<TableInfo>> {
+        let messages = self.dump(uapi::msg::GET_TABLE, None, &[], "nftables tables")?;
+        Ok(messages.iter().filter_map(|message| decode::table(message.payload)).collect())
+    }
+
+    fn chains(&mut self, table: &Table) -> Result<Vec<Chain>> {
+        let names = [(uapi::chain::TABLE, &*table.name)];
+        let messages = self.dump(uapi::msg::GET_CHAIN, Some(table), &names, "chains")?;
+        Ok(messages.iter().filter_map(|message| decode::chain(message.payload, table)).collect())
+    }
+
+    fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>> {
+        let names = [(uapi::rule::TABLE, &*table.name)];
+        let messages = self.dump(uapi::msg::GET_RULE, Some(table), &names, "rules")?;
+        Ok(messages.iter().filter_map(|message| decode::rule(message.payload, table)).collect())
+    }
+
+    fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
+        let names = [(uapi::set::TABLE, &*table.name)];
+        let messages = self.dump(uapi::msg::GET_SET, Some(table), &names, "sets")?;
+        Ok(messages.iter().filter_map(|message| decode::set(message.payload, table)).collect())
+    }
+
+    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>> {
+        let names = [(uapi::elem::LIST_TABLE, &*table.name), (uapi::elem::LIST_SET, set)];
+        let messages = self.dump(uapi::msg::GET_ELEM, Some(table), &names, &format!("elements of {set}"))?;
+        Ok(messages.iter().flat_map(|message| decode::elements(message.payload)).collect())
+    }
+}
+
+fn refused(batch: &Batch, encoded: &Encoded, refusal: Refusal) -> Error {
+    match encoded.step(refusal.sequence).and_then(|step| batch.steps.get(step)) {
+        Some((table, action)) => refusal.into_error(format_args!("{action} in nftables table {table}")),
+        None => refusal.into_error(format_args!("commit a change of nftables")),
+    }
+}

@@ -1,0 +1,535 @@
+//! Rules: expressions over registers, and a builder that spells the usual statements.
+
+use podwire_model::{Family, IpNet, Name};
+
+use super::{Value, Verdict};
+
+/// One of the sixteen 4-byte registers that a rule's expressions work with, 0 to 15. A wider value takes several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reg(pub u8);
+
+impl Reg {
+    /// Registers for a scratch address of either family, beyond every key in use.
+    const SCRATCH: Self = Self(12);
+
+    const fn after(self, bytes: usize) -> Self {
+        Self(self.0 + bytes.div_ceil(4) as u8)
+    }
+}
+
+/// Which header a payload offset counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Header {
+    /// The IP header.
+    Network,
+    /// The TCP, UDP or SCTP header.
+    Transport,
+}
+
+/// What can be read about a packet besides its bytes (`NFT_META_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Meta {
+    /// The packet mark, 4 bytes, machine order.
+    Mark,
+    /// Name of the interface it came in by, 16 bytes, zero padded.
+    InputName,
+    /// Name of the interface it leaves by, 16 bytes, zero padded.
+    OutputName,
+    /// Protocol family, 1 byte.
+    NfProto,
+    /// Transport protocol, 1 byte.
+    L4Proto,
+}
+
+/// What can be read about a packet's connection (`NFT_CT_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ct {
+    /// State bits: 1 invalid, 2 established, 4 related, 8 new.
+    State,
+    /// Status bits (`IPS_*`), for example 0x20 for "destination translated".
+    Status,
+}
+
+/// Whether a comparison asks for equality.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Is {
+    /// Equal, in.
+    Equal,
+    /// Not equal, not in.
+    Not,
+}
+
+/// An address of the packet, for expressions that look at one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The source address.
+    Source,
+    /// The destination address.
+    Destination,
+}
+
+/// Flags of address translation (`NF_NAT_RANGE_*`).
+pub mod nat_flags {
+    /// Choose ports at random where needed (`random`).
+    pub const RANDOM: u32 = 0x4;
+    /// Choose ports at random always (`fully-random`).
+    pub const FULLY_RANDOM: u32 = 0x10;
+}
+
+/// How a refused packet is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RejectWith {
+    /// ICMP or ICMPv6 port unreachable: the caller sees "connection refused" at once.
+    PortUnreachable(Family),
+    /// TCP reset; for TCP packets only.
+    TcpReset,
+}
+
+/// One expression, as the kernel evaluates it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// Loads bytes of the packet.
+    Payload {
+        /// Where the offset counts from.
+        header: Header,
+        /// Bytes from there.
+        offset: u32,
+        /// How many bytes.
+        length: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads a fact about the packet.
+    Meta {
+        /// Which.
+        key: Meta,
+        /// Where to.
+        to: Reg,
+    },
+    /// Sets the packet mark.
+    SetMark {
+        /// From where.
+        from: Reg,
+    },
+    /// Loads a fact about the connection.
+    Ct {
+        /// Which.
+        key: Ct,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the kind of an address in this machine's routing tables (`RTN_*`, 2 is local), 4 bytes, machine order.
+    FibType {
+        /// Which address.
+        side: Side,
+        /// Where to.
+        to: Reg,
+    },
+    /// `to = (from & mask) ^ xor`.
+    Bitwise {
+        /// From where.
+        from: Reg,
+        /// Where to.
+        to: Reg,
+        /// As long as the value.
+        mask: Value,
+        /// As long as the value.
+        xor: Value,
+    },
+    /// Goes on only if the register compares so with the value.
+    Cmp {
+        /// The comparison.
+        is: Is,
+        /// Which register.
+        register: Reg,
+        /// The value.
+        value: Value,
+    },
+    /// Loads a random number.
+    Random {
+        /// The number is smaller than this, before the offset is added.
+        modulus: u32,
+        /// Added to the number.
+        offset: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads a hash (Jenkins) of a register.
+    Hash {
+        /// What to hash.
+        from: Reg,
+        /// How many bytes.
+        length: u32,
+        /// The hash is smaller than this, before the offset is added.
+        modulus: u32,
+        /// Added to the hash.
+        offset: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Goes on only if the key is (not) in the set.
+    InSet {
+        /// The set.
+        set: Name,
+        /// Where the key begins.
+        key: Reg,
+        /// In, or not in.
+        is: Is,
+    },
+    /// Loads what the key maps to; the rule ends if it maps to nothing.
+    Map {
+        /// The map.
+        map: Name,
+        /// Where the key begins.
+        key: Reg,
+        /// Where to.
+        to: Reg,
+    },
+    /// Takes the verdict that the key maps to; the rule ends if it maps to nothing.
+    VerdictMap {
+        /// The verdict map.
+        map: Name,
+        /// Where the key begins.
+        key: Reg,
+    },
+    /// Ends the rule with a verdict.
+    Verdict(Verdict),
+    /// Translates the destination.
+    Dnat {
+        /// Family of the new address.
+        family: Family,
+        /// Where the new address is.
+        address: Reg,
+        /// Where the new port is.
+        port: Reg,
+    },
+    /// Translates the source to the address of the outgoing interface.
+    Masquerade {
+        /// See [`nat_flags`].
+        flags: u32,
+    },
+    /// Refuses the packet with an answer.
+    Reject(RejectWith),
+    /// Counts packets and bytes.
+    Counter,
+}
+
+impl Expr {
+    /// The kernel's name of the expression.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Payload { .. } => "payload",
+            Self::Meta { .. } | Self::SetMark { .. } => "meta",
+            Self::Ct { .. } => "ct",
+            Self::FibType { .. } => "fib",
+            Self::Bitwise { .. } => "bitwise",
+            Self::Cmp { .. } => "cmp",
+            Self::Random { .. } => "numgen",
+            Self::Hash { .. } => "hash",
+            Self::InSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
+            Self::Verdict(_) => "immediate",
+            Self::Dnat { .. } => "nat",
+            Self::Masquerade { .. } => "masq",
+            Self::Reject(_) => "reject",
+            Self::Counter => "counter",
+        }
+    }
+
+    /// The set or map that it looks into.
+    pub const fn set(&self) -> Option<&Name> {
+        match self {
+            Self::InSet { set, .. } => Some(set),
+            Self::Map { map, .. } | Self::VerdictMap { map, .. } => Some(map),
+            _ => None,
+        }
+    }
+}
+
+/// A field of a packet (or a number made for it) that a lookup key is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// `ip saddr` or `ip6 saddr`.
+    Source,
+    /// `ip daddr` or `ip6 daddr`.
+    Destination,
+    /// `meta l4proto`.
+    L4Proto,
+    /// `th dport`.
+    DestinationPort,
+    /// `numgen random mod M offset O`.
+    Random {
+        /// The number is smaller than this, before the offset is added.
+        modulus: u32,
+        /// Added to the number.
+        offset: u32,
+    },
+    /// `jhash ip saddr mod M offset O`.
+    SourceHash {
+        /// The hash is smaller than this, before the offset is added.
+        modulus: u32,
+        /// Added to the hash.
+        offset: u32,
+    },
+}
+
+/// A rule: match statements in order, then what to do. Addresses are those of `family`, whatever the table's family is
+/// (in an `inet` table begin with [`Rule::of_family`]).
+///
+/// ```
+/// use podwire_kernel::nftables::{Is, Rule, nat_flags};
+/// use podwire_model::Family;
+///
+/// // ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random comment "flanneld masq"
+/// let rule = Rule::new(Family::V4)
+///     .source(Is::Equal, "10.244.0.0/16".parse().unwrap())
+///     .destination(Is::Not, "224.0.0.0/4".parse().unwrap())
+///     .masquerade(nat_flags::FULLY_RANDOM)
+///     .comment("flanneld masq");
+/// assert_eq!(rule.expressions.len(), 7);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The expressions, evaluated in order.
+    pub expressions: Vec<Expr>,
+    /// Shown by `nft list`; at most 127 bytes.
+    pub comment: Option<String>,
+    family: Family,
+}
+
+impl Rule {
+    /// An empty rule about packets of `family`.
+    pub const fn new(family: Family) -> Self {
+        Self { expressions: Vec::new(), comment: None, family }
+    }
+
+    /// Sets the comment.
+    #[must_use]
+    pub fn comment(mut self, comment: impl Into<String>) -> Self {
+        self.comment = Some(comment.into());
+        self
+    }
+
+    /// Appends any expression.
+    #[must_use]
+    pub fn expr(mut self, expr: Expr) -> Self {
+        self.expressions.push(expr);
+        self
+    }
+
+    /// `meta nfproto ipv4` (or `ipv6`): for `inet` tables.
+    #[must_use]
+    pub fn of_family(self) -> Self {
+        let number = super::Family::from(self.family).number();
+        self.expr(Expr::Meta { key: Meta::NfProto, to: Reg(0) }).cmp(Is::Equal, &[number])
+    }
+
+    /// `ip saddr [!=] NET`. A network of the other family is a mistake that the kernel does not notice.
+    #[must_use]
+    pub fn source(self, is: Is, net: IpNet) -> Self {
+        self.address(Side::Source, is, net)
+    }
+
+    /// `ip daddr [!=] NET`.
+    #[must_use]
+    pub fn destination(self, is: Is, net: IpNet) -> Self {
+        self.address(Side::Destination, is, net)
+    }
+
+    /// `fib saddr type [!=] local` (or `daddr`): the address is one of this machine's.
+    #[must_use]
+    pub fn local(self, side: Side, is: Is) -> Self {
+        const RTN_LOCAL: u32 = 2;
+        self.expr(Expr::FibType { side, to: Reg(0) }).cmp(is, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// `iifname [!=] NAME`.
+    #[must_use]
+    pub fn input_name(self, is: Is, name: &str) -> Self {
+        self.expr(Expr::Meta { key: Meta::InputName, to: Reg(0) }).cmp(is, &interface(name))
+    }
+
+    /// `oifname [!=] NAME`.
+    #[must_use]
+    pub fn output_name(self, is: Is, name: &str) -> Self {
+        self.expr(Expr::Meta { key: Meta::OutputName, to: Reg(0) }).cmp(is, &interface(name))
+    }
+
+    /// `meta mark & MASK == VALUE` (or `!=`).
+    #[must_use]
+    pub fn mark(self, is: Is, mask: u32, value: u32) -> Self {
+        self.expr(Expr::Meta { key: Meta::Mark, to: Reg(0) })
+            .bitwise(&mask.to_ne_bytes(), &[0; 4])
+            .cmp(is, &value.to_ne_bytes())
+    }
+
+    /// `meta mark set meta mark | BITS`.
+    #[must_use]
+    pub fn set_mark_bits(self, bits: u32) -> Self {
+        self.change_mark(!bits, bits)
+    }
+
+    /// `meta mark set meta mark & ~BITS`.
+    #[must_use]
+    pub fn clear_mark_bits(self, bits: u32) -> Self {
+        self.change_mark(!bits, 0)
+    }
+
+    /// `ct state` has one of `bits` (see [`Ct::State`]).
+    #[must_use]
+    pub fn ct_state(self, bits: u32) -> Self {
+        self.expr(Expr::Ct { key: Ct::State, to: Reg(0) }).bitwise(&bits.to_ne_bytes(), &[0; 4]).cmp(Is::Not, &[0; 4])
+    }
+
+    /// Goes on only if the key made of `fields` is (not) in `set`.
+    #[must_use]
+    pub fn in_set(self, is: Is, fields: &[Key], set: impl Into<Name>) -> Self {
+        self.key(fields).expr(Expr::InSet { set: set.into(), key: Reg(0), is })
+    }
+
+    /// `FIELDS vmap @MAP`.
+    #[must_use]
+    pub fn verdict_map(self, fields: &[Key], map: impl Into<Name>) -> Self {
+        self.key(fields).expr(Expr::VerdictMap { map: map.into(), key: Reg(0) })
+    }
+
+    /// `dnat to FIELDS map @MAP`, where the map's data is an address and a port.
+    #[must_use]
+    pub fn dnat_map(self, fields: &[Key], map: impl Into<Name>) -> Self {
+        let family = self.family;
+        let port = Reg(0).after(address_length(family));
+        self.key(fields).expr(Expr::Map { map: map.into(), key: Reg(0), to: Reg(0) }).expr(Expr::Dnat {
+            family,
+            address: Reg(0),
+            port,
+        })
+    }
+
+    /// `masquerade`, with [`nat_flags`].
+    #[must_use]
+    pub fn masquerade(self, flags: u32) -> Self {
+        self.expr(Expr::Masquerade { flags })
+    }
+
+    /// `reject`: port unreachable.
+    #[must_use]
+    pub fn reject(self) -> Self {
+        let family = self.family;
+        self.expr(Expr::Reject(RejectWith::PortUnreachable(family)))
+    }
+
+    /// `accept`.
+    #[must_use]
+    pub fn accept(self) -> Self {
+        self.expr(Expr::Verdict(Verdict::Accept))
+    }
+
+    /// `drop`.
+    #[must_use]
+    pub fn drop(self) -> Self {
+        self.expr(Expr::Verdict(Verdict::Drop))
+    }
+
+    /// `return`.
+    #[must_use]
+    pub fn return_(self) -> Self {
+        self.expr(Expr::Verdict(Verdict::Return))
+    }
+
+    /// `jump CHAIN`.
+    #[must_use]
+    pub fn jump(self, chain: impl Into<Name>) -> Self {
+        self.expr(Expr::Verdict(Verdict::Jump(chain.into())))
+    }
+
+    /// `goto CHAIN`.
+    #[must_use]
+    pub fn goto(self, chain: impl Into<Name>) -> Self {
+        self.expr(Expr::Verdict(Verdict::Goto(chain.into())))
+    }
+
+    fn address(self, side: Side, is: Is, net: IpNet) -> Self {
+        let (network, mask) = match net {
+            IpNet::V4(net) => (net.network().octets().to_vec(), net.netmask().octets().to_vec()),
+            IpNet::V6(net) => (net.network().octets().to_vec(), net.netmask().octets().to_vec()),
+        };
+        let zeroes = vec![0; mask.len()];
+        let loaded = self.load_address(side, Reg(0));
+        let masked = if net.prefix_len() == net.max_prefix_len() { loaded } else { loaded.bitwise(&mask, &zeroes) };
+        masked.cmp(is, &network)
+    }
+
+    fn load_address(self, side: Side, to: Reg) -> Self {
+        let offset = match (self.family, side) {
+            (Family::V4, Side::Source) => 12,
+            (Family::V4, Side::Destination) => 16,
+            (Family::V6, Side::Source) => 8,
+            (Family::V6, Side::Destination) => 24,
+        };
+        let length = address_length(self.family) as u32;
+        self.expr(Expr::Payload { header: Header::Network, offset, length, to })
+    }
+
+    /// Loads `fields` one after the other from the first register on.
+    fn key(mut self, fields: &[Key]) -> Self {
+        let width = address_length(self.family);
+        let mut to = Reg(0);
+        for field in fields {
+            let next = match field {
+                Key::Source | Key::Destination => to.after(width),
+                _ => to.after(1),
+            };
+            self = match *field {
+                Key::Source => self.load_address(Side::Source, to),
+                Key::Destination => self.load_address(Side::Destination, to),
+                Key::L4Proto => self.expr(Expr::Meta { key: Meta::L4Proto, to }),
+                Key::DestinationPort => {
+                    self.expr(Expr::Payload { header: Header::Transport, offset: 2, length: 2, to })
+                }
+                Key::Random { modulus, offset } => self.expr(Expr::Random { modulus, offset, to }),
+                Key::SourceHash { modulus, offset } => {
+                    let from = Reg::SCRATCH;
+                    self.load_address(Side::Source, from).expr(Expr::Hash {
+                        from,
+                        length: width as u32,
+                        modulus,
+                        offset,
+                        to,
+                    })
+                }
+            };
+            to = next;
+        }
+        self
+    }
+
+    fn change_mark(self, keep: u32, set: u32) -> Self {
+        self.expr(Expr::Meta { key: Meta::Mark, to: Reg(0) })
+            .bitwise(&keep.to_ne_bytes(), &set.to_ne_bytes())
+            .expr(Expr::SetMark { from: Reg(0) })
+    }
+
+    fn bitwise(self, mask: &[u8], xor: &[u8]) -> Self {
+        let (mask, xor) = (Value::from_bytes(mask), Value::from_bytes(xor));
+        self.expr(Expr::Bitwise { from: Reg(0), to: Reg(0), mask, xor })
+    }
+
+    fn cmp(self, is: Is, value: &[u8]) -> Self {
+        self.expr(Expr::Cmp { is, register: Reg(0), value: Value::from_bytes(value) })
+    }
+}
+
+const fn address_length(family: Family) -> usize {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
+    }
+}
+
+/// An interface name as the kernel compares it: 16 bytes, zero padded.
+fn interface(name: &str) -> [u8; 16] {
+    let mut padded = [0; 16];
+    for (to, from) in padded.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
+    padded
+}

@@ -1,0 +1,325 @@
+use std::{net::IpAddr, process::Command, thread};
+
+use podwire_model::Family::{V4, V6};
+
+use super::*;
+use crate::ns;
+
+/// Runs `test` in a thread with a network namespace of its own. Without the capability: fails in CI, says so elsewhere.
+fn in_namespace(test: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| match ns::unshare(&[ns::Kind::Net]) {
+            Ok(()) => test(),
+            Err(error) if std::env::var_os("CI").is_some() => panic!("no network namespace: {error}"),
+            Err(error) => eprintln!("not tested: {error}"),
+        });
+        worker.join().unwrap();
+    });
+}
+
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("nft is installed");
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn addr(text: &str) -> Datum {
+    Datum::Addr(text.parse::<IpAddr>().unwrap())
+}
+
+fn services(family: podwire_model::Family) -> Set {
+    Set {
+        name: "services".into(),
+        key: vec![Field::address(family), Field::InetProto, Field::InetService],
+        data: SetData::Verdict,
+        size: Some(1024),
+        comment: Some("address to chain".into()),
+    }
+}
+
+fn endpoints(family: podwire_model::Family) -> Set {
+    Set {
+        name: "endpoints".into(),
+        key: vec![Field::address(family), Field::InetProto, Field::InetService, Field::Mark],
+        data: SetData::Fields(vec![Field::address(family), Field::InetService]),
+        size: Some(100_000),
+        comment: None,
+    }
+}
+
+/// One of everything that the builder can say.
+fn sample() -> (Table, Batch) {
+    let table = Table::new(Family::Ip, "sample");
+    let mut batch = Batch::new();
+    batch.replace_table(&table, Some("a sample"));
+    batch.add_set(&table, services(V4));
+    batch.add_set(&table, endpoints(V4));
+    let pairs = vec![Field::Ipv4Addr, Field::Ipv4Addr];
+    batch.add_set(&table, Set { name: "hairpin".into(), key: pairs, data: SetData::None, size: None, comment: None });
+    batch.add_chain(&table, Chain::regular("to-mark"));
+    batch.add_chain(&table, Chain::regular("pick-3"));
+    batch.add_chain(&table, Chain::base("prerouting", ChainKind::Nat, Hook::Prerouting, priority::DSTNAT));
+    batch.add_chain(&table, Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, priority::SRCNAT));
+    batch.add_chain(&table, Chain::base("forward", ChainKind::Filter, Hook::Forward, priority::FILTER));
+
+    let pods = "10.244.0.0/16".parse().unwrap();
+    batch.add_rule(&table, "to-mark", Rule::new(V4).set_mark_bits(0x4000));
+    let key = [Key::Destination, Key::L4Proto, Key::DestinationPort];
+    let with = |last| [key[0], key[1], key[2], last];
+    let random = with(Key::Random { modulus: 3, offset: 0 });
+    let sticky = with(Key::SourceHash { modulus: 3, offset: 65536 });
+    batch.add_rule(&table, "pick-3", Rule::new(V4).source(Is::Not, pods).jump("to-mark"));
+    batch.add_rule(&table, "pick-3", Rule::new(V4).dnat_map(&sticky, "endpoints"));
+    batch.add_rule(&table, "pick-3", Rule::new(V4).dnat_map(&random, "endpoints"));
+    batch.add_rule(&table, "prerouting", Rule::new(V4).verdict_map(&key, "services"));
+    let loopback = "127.0.0.0/8".parse().unwrap();
+    let local = Rule::new(V4).destination(Is::Not, loopback).local(Side::Destination, Is::Equal);
+    batch.add_rule(&table, "prerouting", local.reject());
+    let hairpin = Rule::new(V4).in_set(Is::Equal, &[Key::Source, Key::Destination], "hairpin");
+    batch.add_rule(&table, "postrouting", hairpin.masquerade(0).comment("hairpin"));
+    batch.add_rule(&table, "postrouting", Rule::new(V4).mark(Is::Equal, 0x4000, 0).return_());
+    batch.add_rule(&table, "postrouting", Rule::new(V4).clear_mark_bits(0x4000));
+    batch.add_rule(&table, "postrouting", Rule::new(V4).masquerade(nat_flags::FULLY_RANDOM));
+    batch.add_rule(&table, "forward", Rule::new(V4).ct_state(1).drop());
+    batch.add_rule(&table, "forward", Rule::new(V4).input_name(Is::Equal, "eth0").expr(Expr::Counter).accept());
+
+    let service = Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53)]);
+    let goto = Mapped::Verdict(Verdict::Goto("pick-3".into()));
+    let element = Element { key: service, data: goto, comment: Some("kube-system/kube-dns:dns".into()) };
+    batch.add_elements(&table, "services", vec![element]);
+    let endpoint = |index| Element {
+        key: Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53), Datum::Mark(index)]),
+        data: Mapped::Value(Value::concat(&[addr("10.244.1.2"), Datum::Port(5353)])),
+        comment: None,
+    };
+    batch.add_elements(&table, "endpoints", (0..3).map(endpoint).collect());
+    let pair = Value::concat(&[addr("10.244.1.2"), addr("10.244.1.2")]);
+    batch.add_elements(&table, "hairpin", vec![Element::key(pair)]);
+    (table, batch)
+}
+
+/// What `nft list table ip sample` prints: the tool finds nothing strange in what we encode.
+const LISTED: &str = r#"table ip sample {
+	comment "a sample"
+	map services {
+		type ipv4_addr . inet_proto . inet_service : verdict
+		size 1024
+		comment "address to chain"
+		elements = { 10.96.0.10 . udp . 53 comment "kube-system/kube-dns:dns" : goto pick-3 }
+	}
+
+	map endpoints {
+		type ipv4_addr . inet_proto . inet_service . mark : ipv4_addr . inet_service
+		size 100000
+		elements = { 10.96.0.10 . udp . 53 . 0x00000000 : 10.244.1.2 . 5353,
+			     10.96.0.10 . udp . 53 . 0x00000001 : 10.244.1.2 . 5353,
+			     10.96.0.10 . udp . 53 . 0x00000002 : 10.244.1.2 . 5353 }
+	}
+
+	set hairpin {
+		type ipv4_addr . ipv4_addr
+		elements = { 10.244.1.2 . 10.244.1.2 }
+	}
+
+	chain to-mark {
+		meta mark set meta mark | 0x00004000
+	}
+
+	chain pick-3 {
+		ip saddr != 10.244.0.0/16 jump to-mark
+		dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x0 offset 65536 map @endpoints
+		dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		ip daddr . meta l4proto . th dport vmap @services
+		ip daddr != 127.0.0.0/8 fib daddr type local reject
+	}
+
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr . ip daddr @hairpin masquerade comment "hairpin"
+		meta mark & 0x00004000 == 0x00000000 return
+		meta mark set meta mark & 0xffffbfff
+		masquerade fully-random
+	}
+
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ct state invalid drop
+		iifname "eth0" counter packets 0 bytes 0 accept
+	}
+}
+"#;
+
+#[test]
+fn nft_lists_what_was_committed_as_its_own() {
+    in_namespace(|| {
+        let (_, batch) = sample();
+        Kernel::open().unwrap().commit(&batch).unwrap();
+        assert_eq!(nft(&["list", "table", "ip", "sample"]), LISTED);
+    });
+}
+
+#[test]
+fn the_kernel_and_the_fake_list_the_same() {
+    in_namespace(|| {
+        let (table, batch) = sample();
+        let mut kernel = Kernel::open().unwrap();
+        let mut fake = Fake::new();
+        kernel.commit(&batch).unwrap();
+        fake.commit(&batch).unwrap();
+        assert_eq!(kernel.tables().unwrap(), fake.tables().unwrap());
+        let sorted = |mut chains: Vec<Chain>| {
+            chains.sort_by(|a, b| a.name.cmp(&b.name));
+            chains
+        };
+        assert_eq!(sorted(kernel.chains(&table).unwrap()), sorted(fake.chains(&table).unwrap()));
+        let rules = |nftables: &mut dyn Nftables| {
+            let mut rules: Vec<_> = nftables.rules(&table).unwrap();
+            rules.sort_by(|a, b| (&a.chain, a.handle).cmp(&(&b.chain, b.handle)));
+            rules.into_iter().map(|rule| (rule.chain, rule.comment, rule.expressions)).collect::<Vec<_>>()
+        };
+        assert_eq!(rules(&mut kernel), rules(&mut fake));
+        for set in ["services", "endpoints", "hairpin"] {
+            let elements = |nftables: &mut dyn Nftables| {
+                let mut elements = nftables.elements(&table, set).unwrap();
+                elements.sort_by_key(|element| element.key);
+                elements
+            };
+            assert_eq!(elements(&mut kernel), elements(&mut fake), "{set}");
+        }
+        let sizes = |nftables: &mut dyn Nftables| {
+            let mut sets = nftables.sets(&table).unwrap();
+            sets.sort_by(|a, b| a.name.cmp(&b.name));
+            sets
+        };
+        assert_eq!(sizes(&mut kernel), sizes(&mut fake));
+    });
+}
+
+/// Transactions that must be refused, with the error number; the base is [`sample`].
+fn refusals() -> Vec<(&'static str, Batch, i32)> {
+    let (table, base) = sample();
+    let other = Table::new(Family::Ip, "other");
+    let key = |mark| Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53), Datum::Mark(mark)]);
+    let value = Mapped::Value(Value::concat(&[addr("10.244.1.9"), Datum::Port(1)]));
+    let element = |mark| Element { key: key(mark), data: value.clone(), comment: None };
+    let build = |f: &dyn Fn(&mut Batch)| {
+        let mut batch = Batch::new();
+        f(&mut batch);
+        batch
+    };
+    assert!(!base.is_empty());
+    vec![
+        ("unknown table", build(&|b| b.delete_table(&other)), libc::ENOENT),
+        ("rule in an unknown chain", build(&|b| b.add_rule(&table, "none", Rule::new(V4).accept())), libc::ENOENT),
+        ("jump to nowhere", build(&|b| b.add_rule(&table, "to-mark", Rule::new(V4).jump("none"))), libc::ENOENT),
+        ("unknown set", build(&|b| b.add_elements(&table, "none", vec![element(9)])), libc::ENOENT),
+        ("element twice", build(&|b| b.add_elements(&table, "endpoints", vec![element(1)])), libc::EEXIST),
+        ("missing element", build(&|b| b.delete_elements(&table, "endpoints", vec![element(9)])), libc::ENOENT),
+        ("chain in use", build(&|b| b.delete_chain(&table, "pick-3")), libc::EBUSY),
+        ("set in use", build(&|b| b.delete_set(&table, "endpoints")), libc::EBUSY),
+        (
+            "key too short",
+            build(&|b| {
+                let element = Element { key: Value::concat(&[addr("1.2.3.4")]), data: value.clone(), comment: None };
+                b.add_elements(&table, "endpoints", vec![element]);
+            }),
+            libc::EINVAL,
+        ),
+    ]
+}
+
+#[test]
+fn the_kernel_and_the_fake_refuse_the_same_and_change_nothing() {
+    in_namespace(|| {
+        let (table, base) = sample();
+        let mut kernel = Kernel::open().unwrap();
+        let mut fake = Fake::new();
+        kernel.commit(&base).unwrap();
+        fake.commit(&base).unwrap();
+        for (case, refused, errno) in refusals() {
+            // A good first step shows that the transaction as a whole is undone.
+            let mut batch = Batch::new();
+            batch.add_chain(&table, Chain::regular("left-over"));
+            for (table, action) in refused.steps() {
+                batch.push(table, action.clone());
+            }
+            for nftables in [&mut kernel as &mut dyn Nftables, &mut fake] {
+                let error = nftables.commit(&batch).unwrap_err();
+                assert_eq!(error.errno(), Some(errno), "{case}: {error}");
+                assert!(error.to_string().contains("in nftables table ip"), "{error}");
+                assert!(nftables.chains(&table).unwrap().iter().all(|chain| &*chain.name != "left-over"), "{case}");
+            }
+        }
+        assert_eq!(nft(&["list", "table", "ip", "sample"]), LISTED);
+    });
+}
+
+#[test]
+fn a_full_set_is_refused_until_its_size_is_raised() {
+    in_namespace(|| {
+        let table = Table::new(Family::Ip6, "full");
+        let element = |index| Element {
+            key: Value::concat(&[addr("fd00::1"), Datum::Proto(6), Datum::Port(80), Datum::Mark(index)]),
+            data: Mapped::Value(Value::concat(&[addr("fd00:1::1"), Datum::Port(8080)])),
+            comment: None,
+        };
+        let sized = |size| Set { size: Some(size), ..endpoints(V6) };
+        for nftables in [&mut Kernel::open().unwrap() as &mut dyn Nftables, &mut Fake::new()] {
+            let mut batch = Batch::new();
+            batch.add_table(&table, None);
+            batch.add_set(&table, sized(2));
+            nftables.commit(&batch).unwrap();
+            let mut three = Batch::new();
+            three.add_elements(&table, "endpoints", (0..3).map(element).collect());
+            assert_eq!(nftables.commit(&three).unwrap_err().errno(), Some(libc::ENFILE));
+            let mut batch = Batch::new();
+            batch.add_set(&table, sized(8));
+            nftables.commit(&batch).unwrap();
+            nftables.commit(&three).unwrap();
+            assert_eq!(nftables.sets(&table).unwrap()[0].size, Some(8));
+            assert_eq!(nftables.elements(&table, "endpoints").unwrap().len(), 3);
+        }
+    });
+}
+
+#[test]
+fn a_hundred_thousand_elements_fit_one_transaction() {
+    in_namespace(|| {
+        let table = Table::new(Family::Ip, "large");
+        let mut batch = Batch::new();
+        batch.add_table(&table, None);
+        batch.add_set(&table, Set { size: Some(200_000), ..endpoints(V4) });
+        let element = |index| Element {
+            key: Value::concat(&[addr("10.96.0.1"), Datum::Proto(6), Datum::Port(80), Datum::Mark(index)]),
+            data: Mapped::Value(Value::concat(&[addr("10.244.0.1"), Datum::Port(8080)])),
+            comment: None,
+        };
+        let elements: Vec<_> = (0..100_000).map(element).collect();
+        batch.add_elements(&table, "endpoints", elements.clone());
+        let mut kernel = Kernel::open().unwrap();
+        kernel.commit(&batch).unwrap();
+        let mut listed = kernel.elements(&table, "endpoints").unwrap();
+        listed.sort_by_key(|element| element.key.split(&endpoints(V4).key).unwrap()[3]);
+        assert_eq!(listed, elements);
+        let mut batch = Batch::new();
+        batch.delete_elements(&table, "endpoints", elements);
+        kernel.commit(&batch).unwrap();
+        assert!(kernel.elements(&table, "endpoints").unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_failing_fake_fails_every_nth_operation_and_keeps_its_state() {
+    let (table, batch) = sample();
+    let mut fake = Fake::new().failing_every(2);
+    fake.commit(&batch).unwrap();
+    assert_eq!(fake.commit(&batch).unwrap_err().errno(), Some(libc::ENOBUFS));
+    assert_eq!(fake.chains(&table).unwrap().len(), 5);
+    assert!(fake.chains(&table).is_err());
+    fake.heal();
+    assert_eq!(fake.take_commits(), [batch]);
+}
