@@ -6,7 +6,12 @@
 mod error;
 pub mod mount;
 pub mod netlink;
+pub mod nftables;
 pub mod ns;
 pub mod process;
+pub mod route;
+pub mod sysctl;
+#[cfg(test)]
+mod test_support;
 
 pub use error::{Error, Result, ResultExt};

@@ -18,5 +18,8 @@
 mod message;
 mod socket;
 
-pub use message::{Message, Messages, attributes, flags, push_attribute, push_message};
+#[cfg(test)]
+mod tests;
+
+pub use message::{Message, Messages, attributes, flags, push_attribute, push_message, u16_at, u32_at};
 pub use socket::{Answer, Protocol, Refusal, Socket};

@@ -123,11 +123,13 @@ pub(super) fn align(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+/// Two bytes at `at`, in the machine's order; `None` beyond the end.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// Four bytes at `at`, in the machine's order; `None` beyond the end.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 

@@ -128,6 +128,15 @@ impl Socket {
         self.option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as libc::c_int)
     }
 
+    /// Has the kernel check the headers and attributes of dump requests, and filter dumps by them
+    /// (`NETLINK_GET_STRICT_CHK`).
+    ///
+    /// # Errors
+    /// [`Error::Io`] before Linux 4.20.
+    pub fn check_strictly(&self) -> Result<()> {
+        self.option(libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, 1)
+    }
+
     /// A sequence number that this socket has not used yet, for the messages of a batch. Never zero.
     pub fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1).max(1);

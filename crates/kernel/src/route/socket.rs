@@ -1,0 +1,203 @@
+use std::{fmt::Arguments, os::fd::BorrowedFd, thread};
+
+use super::{
+    Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, Route, RouteEntry, RouteFilter,
+    wire::{self, Body},
+};
+use crate::{
+    Error, Result,
+    netlink::{Protocol, Socket, flags},
+};
+
+const ADD: u16 = flags::CREATE | flags::EXCLUSIVE;
+const PUT: u16 = flags::CREATE | flags::REPLACE;
+
+/// [`Route`] of a network namespace of the running kernel.
+#[derive(Debug)]
+pub struct RouteSocket(Socket);
+
+impl RouteSocket {
+    /// Opens the network namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel has no rtnetlink socket to give.
+    pub fn open() -> Result<Self> {
+        let socket = Socket::open(Protocol::Route)?;
+        socket.check_strictly()?;
+        Ok(Self(socket))
+    }
+
+    /// Opens another network namespace, given as an open file such as `/proc/PID/ns/net` or a
+    /// [`crate::ns::Namespace`]. The calling thread stays where it is.
+    ///
+    /// # Errors
+    /// The file is not a network namespace, or it may not be entered (CAP_SYS_ADMIN).
+    pub fn open_in(netns: BorrowedFd<'_>) -> Result<Self> {
+        let inside = || {
+            rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
+                .map_err(|errno| Error::io("enter a network namespace", errno.into()))?;
+            Self::open()
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().spawn_scoped(scope, inside);
+            let thread = thread.map_err(|error| Error::io("start a thread", error))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn list<T>(&mut self, kind: u16, body: &Body, read: fn(&[u8]) -> Option<T>, what: Arguments<'_>) -> Result<Vec<T>> {
+        let messages = self.0.dump(kind, 0, &body.0, what)?;
+        Ok(messages.iter().filter_map(|message| read(message.payload)).collect())
+    }
+
+    fn tell(&mut self, kind: u16, flags: u16, body: &Body, what: Arguments<'_>) -> Result<()> {
+        self.0.request(kind, flags, &body.0, what).map(drop)
+    }
+
+    fn get_link(&mut self, body: &Body, what: Arguments<'_>) -> Result<Option<Link>> {
+        match self.0.request(libc::RTM_GETLINK, 0, &body.0, what) {
+            Ok(messages) => Ok(messages.first().and_then(|message| wire::read_link(message.payload))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Route for RouteSocket {
+    fn links(&mut self) -> Result<Vec<Link>> {
+        let body = wire::get_link(None, 0);
+        self.list(libc::RTM_GETLINK, &body, wire::read_link, format_args!("list links"))
+    }
+
+    fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        check_name(name)?;
+        self.get_link(&wire::get_link(Some(name), 0), format_args!("look up link {name}"))
+    }
+
+    fn link_by_index(&mut self, index: u32) -> Result<Option<Link>> {
+        self.get_link(&wire::get_link(None, index), format_args!("look up link #{index}"))
+    }
+
+    fn create_link(&mut self, link: &NewLink<'_>) -> Result<Link> {
+        let name = link.name;
+        check_name(name)?;
+        let kind = match &link.kind {
+            NewLinkKind::Bridge => "bridge",
+            NewLinkKind::Veth(peer) => {
+                check_name(peer.name)?;
+                "veth"
+            }
+            NewLinkKind::Vxlan(_) => "vxlan",
+        };
+        self.tell(libc::RTM_NEWLINK, ADD, &wire::new_link(link), format_args!("create {kind} {name}"))?;
+        let created = self.link(name)?;
+        created.ok_or_else(|| Error::refused(format_args!("find the new {kind} {name}"), libc::ENODEV))
+    }
+
+    fn change_link(&mut self, index: u32, changes: &[LinkChange<'_>]) -> Result<()> {
+        for change in changes {
+            if let LinkChange::Name(name) = change {
+                check_name(name)?;
+            }
+        }
+        let what = format_args!("change link #{index}: {changes:?}");
+        if let Some(body) = wire::change_link(index, changes) {
+            self.tell(libc::RTM_SETLINK, 0, &body, what)?;
+        }
+        if let Some(body) = wire::change_port(index, changes) {
+            self.tell(libc::RTM_NEWLINK, 0, &body, what)?;
+        }
+        Ok(())
+    }
+
+    fn delete_link(&mut self, index: u32) -> Result<()> {
+        self.tell(libc::RTM_DELLINK, 0, &wire::delete_link(index), format_args!("delete link #{index}"))
+    }
+
+    fn addresses(&mut self, device: Option<u32>) -> Result<Vec<Address>> {
+        let body = wire::get_addresses(device);
+        self.list(libc::RTM_GETADDR, &body, wire::read_address, format_args!("list addresses"))
+    }
+
+    fn add_address(&mut self, address: &Address) -> Result<()> {
+        let Address { net, device, .. } = address;
+        let what = format_args!("add address {net} to link #{device}");
+        self.tell(libc::RTM_NEWADDR, ADD, &wire::address(address), what)
+    }
+
+    fn delete_address(&mut self, address: &Address) -> Result<()> {
+        let Address { net, device, .. } = address;
+        let what = format_args!("delete address {net} of link #{device}");
+        self.tell(libc::RTM_DELADDR, 0, &wire::address(address), what)
+    }
+
+    fn routes(&mut self, filter: &RouteFilter) -> Result<Vec<RouteEntry>> {
+        let body = wire::get_routes(filter);
+        let routes = self.list(libc::RTM_GETROUTE, &body, wire::read_route, format_args!("list routes"));
+        match routes {
+            // A table that was never used does not exist.
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(Vec::new()),
+            Err(error) => Err(error),
+            Ok(mut routes) => {
+                routes.retain(|route| filter.admits(route));
+                Ok(routes)
+            }
+        }
+    }
+
+    fn add_route(&mut self, route: &RouteEntry) -> Result<()> {
+        self.tell(libc::RTM_NEWROUTE, ADD, &wire::route(route), format_args!("add route {route}"))
+    }
+
+    fn replace_route(&mut self, route: &RouteEntry) -> Result<()> {
+        self.tell(libc::RTM_NEWROUTE, PUT, &wire::route(route), format_args!("set route {route}"))
+    }
+
+    fn delete_route(&mut self, route: &RouteEntry) -> Result<()> {
+        self.tell(libc::RTM_DELROUTE, 0, &wire::route(route), format_args!("delete route {route}"))
+    }
+
+    fn neighbours(&mut self, device: Option<u32>) -> Result<Vec<Neighbour>> {
+        let body = wire::get_neighbours(device);
+        self.list(libc::RTM_GETNEIGH, &body, wire::read_neighbour, format_args!("list neighbours"))
+    }
+
+    fn replace_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
+        let Neighbour { address, device, .. } = neighbour;
+        let what = format_args!("set neighbour {address} on link #{device}");
+        self.tell(libc::RTM_NEWNEIGH, PUT, &wire::neighbour(neighbour), what)
+    }
+
+    fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
+        let Neighbour { address, device, .. } = neighbour;
+        let what = format_args!("delete neighbour {address} on link #{device}");
+        self.tell(libc::RTM_DELNEIGH, 0, &wire::neighbour(neighbour), what)
+    }
+
+    fn fdb(&mut self, device: Option<u32>) -> Result<Vec<FdbEntry>> {
+        let body = wire::get_fdb(device);
+        self.list(libc::RTM_GETNEIGH, &body, wire::read_fdb, format_args!("list forwarding entries"))
+    }
+
+    fn replace_fdb(&mut self, entry: &FdbEntry) -> Result<()> {
+        let FdbEntry { mac, device, .. } = entry;
+        let what = format_args!("set forwarding entry {mac} of link #{device}");
+        self.tell(libc::RTM_NEWNEIGH, PUT, &wire::fdb(entry), what)
+    }
+
+    fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<()> {
+        let FdbEntry { mac, device, .. } = entry;
+        let what = format_args!("delete forwarding entry {mac} of link #{device}");
+        self.tell(libc::RTM_DELNEIGH, 0, &wire::fdb(entry), what)
+    }
+}
+
+/// Refuses what cannot name a link, with a clearer word than the kernel's EINVAL. A `%` would be taken for a template.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let bad = |c: char| c.is_ascii_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
+    if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || name.contains(bad) {
+        let detail = "a link's name has 1 to 15 bytes without blanks, '/', ':' or '%'";
+        return Err(Error::invalid(format_args!("use link name {name:?}"), detail));
+    }
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! One suite for both implementations: the kernel is the judge of the fake.
+
+use std::{net::IpAddr, os::fd::AsFd, process::Command};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    ns::{Kind, Namespace},
+    test_support::in_new_netns,
+};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> podwire_model::IpNet {
+    text.parse().unwrap()
+}
+
+fn errno<T: std::fmt::Debug>(result: Result<T>) -> i32 {
+    result.expect_err("the operation should be refused").errno().unwrap_or(-1)
+}
+
+/// Runs `suite` on the kernel, in a namespace of its own, and on the fake.
+fn on_both(suite: fn(&mut dyn Route)) {
+    suite(&mut FakeRoute::new());
+    in_new_netns(|| {
+        let mut kernel = RouteSocket::open().unwrap();
+        let lo = kernel.link("lo").unwrap().unwrap();
+        kernel.change_link(lo.index, &[LinkChange::Up(true)]).unwrap();
+        suite(&mut kernel);
+    });
+}
+
+fn veth<'a>(name: &'a str, peer: &'a str) -> NewLink<'a> {
+    NewLink::new(name, NewLinkKind::Veth(Peer { name: peer, mac: None, mtu: None, netns: None }))
+}
+
+/// A veth pair `a`–`b`, both up, `a` with 10.1.0.1/24 and fd01::1/64.
+fn pair(route: &mut dyn Route) -> (u32, u32) {
+    let a = route.create_link(&veth("a", "b")).unwrap().index;
+    let b = route.link("b").unwrap().unwrap().index;
+    for index in [a, b] {
+        route.change_link(index, &[LinkChange::Up(true)]).unwrap();
+    }
+    route.add_address(&Address::new(a, net("10.1.0.1/24"))).unwrap();
+    route.add_address(&Address::new(a, net("fd01::1/64"))).unwrap();
+    (a, b)
+}
+
+#[test]
+fn links_are_created_changed_and_deleted() {
+    on_both(|route| {
+        assert_eq!(route.link("cni0").unwrap(), None);
+        let mac = Mac([0x0a, 0x58, 10, 244, 0, 1]);
+        let bridge = NewLink { mac: Some(mac), mtu: Some(1450), up: true, ..NewLink::new("cni0", NewLinkKind::Bridge) };
+        let bridge = route.create_link(&bridge).unwrap();
+        assert_eq!((bridge.kind, bridge.mac, bridge.mtu, bridge.up), (LinkKind::Bridge, Some(mac), 1450, true));
+
+        let near = NewLink { master: Some(bridge.index), ..veth("near", "far") };
+        let near = route.create_link(&near).unwrap();
+        let far = route.link("far").unwrap().unwrap();
+        assert_eq!((near.kind, near.master, near.peer_index), (LinkKind::Veth, Some(bridge.index), Some(far.index)));
+        assert_eq!((far.peer_index, far.peer_netns_id, far.port), (Some(near.index), None, None));
+        let port = near.port.unwrap();
+        assert_eq!(port, BridgePort { hairpin: false, learning: true, flood: true, isolated: false });
+
+        let changes =
+            [LinkChange::Hairpin(true), LinkChange::Mtu(1400), LinkChange::Alias("mine"), LinkChange::Up(true)];
+        route.change_link(near.index, &changes).unwrap();
+        let near = route.link_by_index(near.index).unwrap().unwrap();
+        assert_eq!(
+            (near.port.unwrap().hairpin, near.mtu, near.alias.as_deref(), near.up),
+            (true, 1400, Some("mine"), true)
+        );
+        assert!(near.port.unwrap().learning);
+        route
+            .change_link(near.index, &[LinkChange::Master(None), LinkChange::Up(false), LinkChange::Name("renamed")])
+            .unwrap();
+        let near = route.link("renamed").unwrap().unwrap();
+        assert_eq!((near.master, near.port, near.up), (None, None, false));
+
+        route.delete_link(near.index).unwrap();
+        assert_eq!(route.link("far").unwrap(), None);
+        let names: Vec<_> = route.links().unwrap().into_iter().map(|link| link.name).collect();
+        assert_eq!(names, ["lo", "cni0"]);
+    });
+}
+
+#[test]
+fn links_that_cannot_be_are_refused() {
+    on_both(|route| {
+        let (a, _) = pair(route);
+        assert!(route.create_link(&veth("a", "c")).unwrap_err().already_exists());
+        assert!(route.create_link(&veth("c", "b")).unwrap_err().already_exists());
+        assert!(matches!(route.create_link(&veth("a-name-too-long-to-be", "c")), Err(crate::Error::Invalid { .. })));
+        assert_eq!(errno(route.create_link(&NewLink { mtu: Some(1), ..veth("c", "d") })), libc::EINVAL);
+        assert_eq!(errno(route.create_link(&NewLink { master: Some(999), ..veth("c", "d") })), libc::EINVAL);
+        assert_eq!(errno(route.create_link(&NewLink { master: Some(a), ..veth("c", "d") })), libc::EOPNOTSUPP);
+        assert_eq!(route.link("d").unwrap(), None, "a refused link leaves nothing");
+        assert_eq!(errno(route.change_link(999, &[LinkChange::Up(true)])), libc::ENODEV);
+        assert_eq!(errno(route.change_link(a, &[LinkChange::Name("b")])), libc::EEXIST);
+        assert_eq!(errno(route.change_link(a, &[LinkChange::Hairpin(true)])), libc::EOPNOTSUPP);
+        assert_eq!(errno(route.delete_link(999)), libc::ENODEV);
+        assert_eq!(errno(route.delete_link(1)), libc::EOPNOTSUPP);
+    });
+}
+
+#[test]
+fn a_vxlan_comes_back_as_it_was_asked_for() {
+    on_both(|route| {
+        let (a, _) = pair(route);
+        let vxlan =
+            Vxlan { id: 1, port: 8472, local: Some(ip("10.1.0.1")), device: Some(a), learning: false, gbp: false };
+        let new = NewLink { up: true, ..NewLink::new("flannel.1", NewLinkKind::Vxlan(vxlan.clone())) };
+        let link = route.create_link(&new).unwrap();
+        assert_eq!((link.kind, link.mtu, link.up), (LinkKind::Vxlan(vxlan.clone()), 1450, true));
+        let twin = NewLink::new("flannel.2", NewLinkKind::Vxlan(vxlan.clone()));
+        assert!(route.create_link(&twin).unwrap_err().already_exists());
+        let lost = Vxlan { id: 2, device: Some(999), ..vxlan };
+        assert_eq!(errno(route.create_link(&NewLink::new("flannel.2", NewLinkKind::Vxlan(lost)))), libc::ENODEV);
+
+        let mac = Mac([0xd2, 0, 0, 0, 0, 2]);
+        let mut entry = FdbEntry::remote(link.index, mac, ip("10.1.0.2"));
+        route.replace_fdb(&entry).unwrap();
+        entry.remote = Some(ip("10.1.0.3"));
+        route.replace_fdb(&entry).unwrap();
+        assert_eq!(route.fdb(Some(link.index)).unwrap(), [entry.clone()]);
+        route.delete_fdb(&entry).unwrap();
+        assert_eq!(errno(route.delete_fdb(&entry)), libc::ENOENT);
+        assert_eq!(errno(route.replace_fdb(&FdbEntry { device: 999, ..entry })), libc::ENODEV);
+    });
+}
+
+#[test]
+fn addresses_bring_their_network_and_take_it_along() {
+    on_both(|route| {
+        let (a, b) = pair(route);
+        let v4 = Address::new(a, net("10.1.0.1/24"));
+        let v6 = Address::new(a, net("fd01::1/64"));
+        let mut addresses = route.addresses(Some(a)).unwrap();
+        addresses.retain(|address| address.scope == Scope::Global);
+        assert_eq!(addresses, [v4.clone(), v6.clone()]);
+        assert!(route.add_address(&v4).unwrap_err().already_exists());
+        assert_eq!(errno(route.add_address(&Address::new(999, net("10.1.0.9/24")))), libc::ENODEV);
+        assert_eq!(errno(route.delete_address(&Address::new(b, net("10.1.0.1/24")))), libc::EADDRNOTAVAIL);
+
+        let connected = RouteEntry {
+            protocol: RouteProtocol::KERNEL,
+            source: Some(ip("10.1.0.1")),
+            ..RouteEntry::on_link(net("10.1.0.0/24"), a)
+        };
+        let filter = RouteFilter { family: Some(podwire_model::Family::V4), ..RouteFilter::MAIN };
+        assert_eq!(route.routes(&filter).unwrap(), [connected]);
+        let by_device = RouteFilter { device: Some(a), ..RouteFilter::MAIN };
+        let connected =
+            RouteEntry { protocol: RouteProtocol::KERNEL, metric: 256, ..RouteEntry::on_link(net("fd01::/64"), a) };
+        assert!(route.routes(&by_device).unwrap().contains(&connected));
+        route.delete_address(&v4).unwrap();
+        route.delete_address(&v6).unwrap();
+        assert_eq!(route.routes(&filter).unwrap(), []);
+        assert!(!route.routes(&by_device).unwrap().contains(&connected));
+    });
+}
+
+#[test]
+fn routes_are_added_replaced_listed_and_deleted() {
+    on_both(|route| {
+        let (a, _) = pair(route);
+        let mine = RouteProtocol(42);
+        let filter = RouteFilter { protocol: Some(mine), ..RouteFilter::ALL };
+        let mut wanted = vec![
+            RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.254"), a),
+            RouteEntry { onlink: true, ..RouteEntry::via(net("10.244.1.0/24"), ip("10.244.1.0"), a) },
+            RouteEntry {
+                table: 1000,
+                metric: 7,
+                source: Some(ip("10.1.0.1")),
+                ..RouteEntry::on_link(net("0.0.0.0/0"), a)
+            },
+            RouteEntry {
+                kind: RouteKind::Blackhole,
+                device: None,
+                scope: Scope::Global,
+                ..RouteEntry::on_link(net("10.8.0.0/16"), a)
+            },
+            RouteEntry::via(net("fd09::/48"), ip("fd01::fe"), a),
+            RouteEntry { metric: 5, ..RouteEntry::on_link(net("::/0"), a) },
+        ];
+        for entry in &mut wanted {
+            entry.protocol = mine;
+            route.add_route(entry).unwrap();
+            assert!(route.add_route(entry).unwrap_err().already_exists());
+        }
+        wanted[0].gateway = Some(ip("10.1.0.253"));
+        route.replace_route(&wanted[0]).unwrap();
+        let by_destination = |entry: &RouteEntry| entry.destination;
+        wanted.sort_by_key(by_destination);
+        let mut found = route.routes(&filter).unwrap();
+        found.sort_by_key(by_destination);
+        assert_eq!(found, wanted);
+        let table = RouteFilter { table: Some(1000), ..RouteFilter::ALL };
+        assert_eq!(route.routes(&table).unwrap().len(), 1);
+        assert_eq!(route.routes(&RouteFilter { table: Some(77), ..RouteFilter::ALL }).unwrap(), []);
+        for entry in &wanted {
+            route.delete_route(entry).unwrap();
+            assert_eq!(errno(route.delete_route(entry)), libc::ESRCH);
+        }
+        assert_eq!(route.routes(&filter).unwrap(), []);
+    });
+}
+
+#[test]
+fn routes_that_lead_nowhere_are_refused() {
+    on_both(|route| {
+        let (a, b) = pair(route);
+        let far = RouteEntry::via(net("10.9.0.0/16"), ip("10.2.0.1"), a);
+        assert_eq!(errno(route.add_route(&far)), libc::ENETUNREACH);
+        let wrong_device = RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.2"), b);
+        assert_eq!(errno(route.add_route(&wrong_device)), libc::ENETUNREACH);
+        let far6 = RouteEntry::via(net("fd09::/48"), ip("fd02::1"), a);
+        assert_eq!(errno(route.add_route(&far6)), libc::EHOSTUNREACH);
+        assert_eq!(errno(route.add_route(&RouteEntry::on_link(net("10.9.0.0/16"), 999))), libc::ENODEV);
+        assert_eq!(errno(route.add_route(&RouteEntry::on_link(net("10.9.0.1/16"), a))), libc::EINVAL);
+        let not_ours = RouteEntry { source: Some(ip("10.1.0.77")), ..RouteEntry::on_link(net("10.9.0.0/16"), a) };
+        assert_eq!(errno(route.add_route(&not_ours)), libc::EINVAL);
+        let scoped = RouteEntry { scope: Scope::Link, ..RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.2"), a) };
+        assert_eq!(errno(route.add_route(&scoped)), libc::ENETUNREACH);
+
+        let found = RouteEntry { device: None, ..RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.2"), a) };
+        route.add_route(&found).unwrap();
+        assert!(route.routes(&RouteFilter::MAIN).unwrap().contains(&RouteEntry { device: Some(a), ..found }));
+        route.change_link(a, &[LinkChange::Up(false)]).unwrap();
+        let v4 = RouteFilter { family: Some(podwire_model::Family::V4), ..RouteFilter::MAIN };
+        assert_eq!(route.routes(&v4).unwrap(), []);
+        assert_eq!(errno(route.add_route(&RouteEntry::on_link(net("10.9.0.0/16"), a))), libc::ENETDOWN);
+    });
+}
+
+#[test]
+fn neighbours_are_set_listed_and_deleted() {
+    on_both(|route| {
+        let (a, b) = pair(route);
+        let mut v4 = Neighbour::permanent(a, ip("10.1.0.9"), Mac([2, 0, 0, 0, 0, 9]));
+        let v6 = Neighbour::permanent(a, ip("fd01::9"), Mac([2, 0, 0, 0, 0, 9]));
+        route.replace_neighbour(&v4).unwrap();
+        v4.mac = Some(Mac([2, 0, 0, 0, 0, 10]));
+        route.replace_neighbour(&v4).unwrap();
+        route.replace_neighbour(&v6).unwrap();
+        let mut found = route.neighbours(Some(a)).unwrap();
+        found.retain(|entry| entry.state == NeighbourState::Permanent);
+        assert_eq!(found, [v4.clone(), v6]);
+        assert!(route.neighbours(Some(b)).unwrap().iter().all(|entry| entry.device == b));
+        assert_eq!(
+            errno(route.replace_neighbour(&Neighbour { mac: None, address: ip("10.1.0.8"), ..v4.clone() })),
+            libc::EINVAL
+        );
+        assert_eq!(errno(route.replace_neighbour(&Neighbour { device: 999, ..v4.clone() })), libc::ENODEV);
+        route.delete_neighbour(&v4).unwrap();
+        assert_eq!(errno(route.delete_neighbour(&v4)), libc::ENOENT);
+    });
+}
+
+#[test]
+fn a_veth_reaches_into_another_namespace() {
+    in_new_netns(|| {
+        let other = Namespace::new_net().unwrap();
+        let here = Namespace::current(Kind::Net).unwrap();
+        let mut outside = RouteSocket::open().unwrap();
+        let mut inside = RouteSocket::open_in(other.as_fd()).unwrap();
+        let mac = Mac([0x0a, 0x58, 10, 244, 0, 2]);
+        let peer = Peer { name: "eth0", mac: Some(mac), mtu: Some(1450), netns: Some(other.as_fd()) };
+        let near = outside.create_link(&NewLink::new("vethpod", NewLinkKind::Veth(peer))).unwrap();
+        let far = inside.link("eth0").unwrap().unwrap();
+        assert_eq!((far.mac, far.mtu, far.up), (Some(mac), 1450, false));
+        assert_eq!((near.peer_index, far.peer_index), (Some(far.index), Some(near.index)));
+        assert!(near.peer_netns_id.is_some());
+
+        inside.change_link(far.index, &[LinkChange::Netns(here.as_fd()), LinkChange::Name("back")]).unwrap();
+        assert!(inside.link("eth0").unwrap().is_none());
+        assert_eq!(outside.link("back").unwrap().unwrap().mac, Some(mac));
+    });
+}
+
+#[test]
+fn a_stock_tool_sees_what_was_made() {
+    in_new_netns(|| {
+        let mut route = RouteSocket::open().unwrap();
+        let (a, _) = pair(&mut route);
+        let vxlan =
+            Vxlan { id: 1, port: 8472, local: Some(ip("10.1.0.1")), device: Some(a), learning: false, gbp: false };
+        let new = NewLink { up: true, ..NewLink::new("flannel.1", NewLinkKind::Vxlan(vxlan)) };
+        let index = route.create_link(&new).unwrap().index;
+        route.change_link(index, &[LinkChange::Alias("podwire")]).unwrap();
+        let seen = run("ip", &["-d", "link", "show", "flannel.1"]);
+        assert!(seen.contains("vxlan id 1 local 10.1.0.1 dev a srcport 0 0 dstport 8472 nolearning"), "{seen}");
+        assert!(seen.contains("alias podwire"), "{seen}");
+        route
+            .add_route(&RouteEntry { onlink: true, ..RouteEntry::via(net("10.244.1.0/24"), ip("10.244.1.0"), index) })
+            .unwrap();
+        assert_eq!(
+            run("ip", &["route", "show", "10.244.1.0/24"]).trim(),
+            "10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink"
+        );
+    });
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_fake_fails_when_told_to_and_changes_nothing_then() {
+    let mut fake = FakeRoute::new();
+    fake.fail_every(2);
+    assert_eq!(fake.links().unwrap().len(), 1);
+    let error = fake.create_link(&NewLink::new("br0", NewLinkKind::Bridge)).unwrap_err();
+    assert!(error.is_transient());
+    assert_eq!(fake.link("br0").unwrap(), None);
+    assert_eq!(fake.operations(), 3);
+}
+
+#[test]
+fn the_kernel_explains_its_refusals() {
+    in_new_netns(|| {
+        let mut route = RouteSocket::open().unwrap();
+        let (a, _) = pair(&mut route);
+        let error = route.add_route(&RouteEntry::via(net("10.9.0.0/16"), ip("10.2.0.1"), a)).unwrap_err();
+        let text = error.to_string();
+        let expected = format!(
+            "cannot add route 10.9.0.0/16 via 10.2.0.1 dev #{a}: Network is unreachable (os error 101): Nexthop has invalid gateway"
+        );
+        assert_eq!(text, expected);
+    });
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_decoded_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        _ = wire::read_link(&bytes);
+        _ = wire::read_address(&bytes);
+        _ = wire::read_route(&bytes);
+        _ = wire::read_neighbour(&bytes);
+        _ = wire::read_fdb(&bytes);
+    }
+
+    #[test]
+    fn a_route_is_read_as_it_is_written(bits in any::<u32>(), length in 0_u8..=32, gateway in any::<Option<u32>>(),
+        device in 1_u32..100, table in 1_u32..100_000, metric in any::<u32>(), onlink in any::<bool>()) {
+        let destination = ipnet_of(bits, length);
+        let gateway = gateway.map(|bits| IpAddr::V4(bits.into()));
+        let route = RouteEntry { gateway, table, metric, onlink, ..RouteEntry::on_link(destination, device) };
+        prop_assert_eq!(wire::read_route(&wire::route(&route).0), Some(route));
+    }
+}
+
+fn ipnet_of(bits: u32, length: u8) -> podwire_model::IpNet {
+    podwire_model::IpNet::new(IpAddr::V4(bits.into()), length).unwrap().trunc()
+}
