@@ -1,0 +1,68 @@
+//! The ways to carry a pod's packet to another node.
+//!
+//! A backend is a pure function from this node and a peer to what the kernel should hold; it does no IO. To add one,
+//! write its folder and add its line to [`BACKENDS`]: the reconciler and the tests iterate that table.
+
+use std::fmt;
+
+use podwire_model::Lease;
+use serde_json::{Map, Value};
+
+use crate::{
+    Error,
+    config::Fields,
+    plan::{Entry, Site, Uplink},
+};
+
+pub mod vxlan;
+
+/// A line of [`BACKENDS`].
+pub struct Kind {
+    /// The value of `Backend.Type`.
+    pub name: &'static str,
+    /// Reads the other fields of `Backend`; whatever it does not take is refused as unknown.
+    configure: fn(&mut Fields) -> Result<Box<dyn Backend>, Error>,
+}
+
+/// Every backend there is.
+pub const BACKENDS: &[Kind] = &[Kind { name: vxlan::NAME, configure: vxlan::configure }];
+
+/// A configured backend.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// The value of `Backend.Type`, also of the annotation `backend-type`.
+    fn name(&self) -> &'static str;
+
+    /// The MTU of pods in bytes, for this uplink.
+    fn mtu(&self, uplink: &Uplink) -> u32;
+
+    /// The annotation `backend-data`: what peers need to know of this node beyond its address. JSON.
+    fn lease_data(&self, site: &Site) -> String;
+
+    /// What this node needs whoever its peers are.
+    fn local(&self, site: &Site) -> Vec<Entry>;
+
+    /// What this node needs to reach `peer`, whoever the others are.
+    ///
+    /// # Errors
+    /// The peer's data cannot be used.
+    fn peer(&self, site: &Site, peer: &Lease) -> Result<Vec<Entry>, Error>;
+}
+
+/// Configures the backend that the `Backend` object of net-conf.json names.
+///
+/// # Errors
+/// No `Type`, one that is not in [`BACKENDS`], a field that the backend does not know or cannot use.
+pub(crate) fn configure(object: Option<Map<String, Value>>) -> Result<Box<dyn Backend>, Error> {
+    let mut fields = Fields::new("Backend.", object.unwrap_or_default());
+    let supported = || BACKENDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
+    let Some(name) = fields.take::<String>("Type")? else {
+        // flannel falls back to "udp" here: a slow surprise rather than a default.
+        return Err(fields.error("Type", format!("missing; supported: {}", supported())));
+    };
+    let Some(kind) = BACKENDS.iter().find(|kind| kind.name == name) else {
+        return Err(fields.error("Type", format!("backend {name:?} is not supported; supported: {}", supported())));
+    };
+    let backend = (kind.configure)(&mut fields)?;
+    fields.finish()?;
+    Ok(backend)
+}

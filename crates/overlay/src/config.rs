@@ -1,0 +1,188 @@
+//! flannel's `net-conf.json`.
+//!
+//! Field names are matched without regard to case, as Go's decoder does: the seed's own `"Directrouting"` works with
+//! flannel only because of that. Unlike flannel, a field that nothing reads is an error: a misspelt one would
+//! otherwise be ignored in silence.
+
+use std::fmt::Display;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{
+    Error,
+    backend::{self, Backend},
+};
+
+/// The usable content of net-conf.json.
+#[derive(Debug)]
+pub struct Config {
+    /// `Network`: the range of all pods of the cluster.
+    pub network: IpNet,
+    /// `Backend`, checked and configured.
+    pub backend: Box<dyn Backend>,
+}
+
+/// Reads net-conf.json.
+///
+/// `SubnetLen`, `SubnetMin`, `SubnetMax` are accepted and checked but not used: with `--kube-subnet-mgr` the pod range
+/// of each node comes from the Node object. `EnableNFTables` is accepted: the rules are nftables rules either way.
+///
+/// # Errors
+/// Text that is no JSON object, an unknown field, a value of the wrong type or out of range, a backend that is not
+/// supported, IPv6: each names the field.
+pub fn parse(text: &str) -> Result<Config, Error> {
+    let mut fields = Fields::new("", serde_json::from_str(text)?);
+    if !fields.take::<bool>("EnableIPv4")?.unwrap_or(true) {
+        return Err(Error::config("EnableIPv4", "must be true: IPv6-only overlays are not supported"));
+    }
+    if fields.take::<bool>("EnableIPv6")?.unwrap_or(false) {
+        return Err(Error::config("EnableIPv6", "must be false: IPv6 overlays are not supported"));
+    }
+    let network = fields
+        .take::<Ipv4Net>("Network")?
+        .ok_or_else(|| Error::config("Network", "missing: expected the cluster's pod range, such as 10.244.0.0/16"))?;
+    if network != network.trunc() {
+        return Err(Error::config("Network", format!("{network} has host bits set, expected {}", network.trunc())));
+    }
+    check_subnet_fields(&mut fields, network)?;
+    fields.take::<bool>("EnableNFTables")?;
+    let backend = backend::configure(fields.take::<Map<String, Value>>("Backend")?)?;
+    fields.finish()?;
+    Ok(Config { network: network.into(), backend })
+}
+
+fn check_subnet_fields(fields: &mut Fields, network: Ipv4Net) -> Result<(), Error> {
+    if let Some(len) = fields.take::<u8>("SubnetLen")?
+        && !(network.prefix_len() < len && len <= 30)
+    {
+        let problem = format!("{len} is no subnet of {network}: expected {} to 30", network.prefix_len() + 1);
+        return Err(Error::config("SubnetLen", problem));
+    }
+    for name in ["SubnetMin", "SubnetMax"] {
+        if let Some(address) = fields.take::<std::net::Ipv4Addr>(name)?
+            && !network.contains(&address)
+        {
+            return Err(Error::config(name, format!("{address} is not in Network {network}")));
+        }
+    }
+    for name in ["IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"] {
+        fields.take::<Value>(name)?;
+    }
+    Ok(())
+}
+
+/// The fields of a JSON object, taken one by one; what is left at the end is unknown.
+pub(crate) struct Fields {
+    prefix: &'static str,
+    map: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    /// `prefix` stands before each field's name in errors: `""` or for example `"Backend."`.
+    pub(crate) fn new(prefix: &'static str, map: Map<String, Value>) -> Self {
+        Self { prefix, map, known: Vec::new() }
+    }
+
+    /// Takes `name`; `None` when it is absent or null.
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, Error> {
+        self.known.push(name);
+        let mut found = None;
+        while let Some(key) = self.map.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned() {
+            found = self.map.remove(&key);
+        }
+        match found {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let shown = value.to_string();
+                serde_json::from_value(value).map(Some).map_err(|error| self.error(name, format!("{shown}: {error}")))
+            }
+        }
+    }
+
+    /// Like [`Fields::take`], within `range`.
+    pub(crate) fn take_within<T>(
+        &mut self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<T>,
+    ) -> Result<Option<T>, Error>
+    where
+        T: DeserializeOwned + PartialOrd + Display,
+    {
+        match self.take::<T>(name)? {
+            Some(value) if !range.contains(&value) => {
+                let problem = format!("{value} is out of range, expected {} to {}", range.start(), range.end());
+                Err(self.error(name, problem))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// An error about the field `name`.
+    pub(crate) fn error(&self, name: &str, problem: impl Into<String>) -> Error {
+        Error::config(format!("{}{name}", self.prefix), problem)
+    }
+
+    /// Refuses what was not taken.
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        match self.map.keys().next() {
+            None => Ok(()),
+            Some(key) => Err(self.error(key, format!("unknown field, expected one of {}", self.known.join(", ")))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn reads_the_stock_file() {
+        let text = r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#;
+        let config = parse(text).unwrap();
+        assert_eq!(config.network, "10.244.0.0/16".parse().unwrap());
+        assert_eq!(config.backend.name(), "vxlan");
+    }
+
+    #[test]
+    fn field_names_ignore_case_as_in_go() {
+        let text = r#"{"network": "10.0.0.0/8", "SUBNETLEN": 24, "backend": {"type": "vxlan", "vni": 7, "Directrouting": false}}"#;
+        assert_eq!(parse(text).unwrap().network, "10.0.0.0/8".parse().unwrap());
+    }
+
+    #[test]
+    fn errors_name_the_field_and_say_what_is_expected() {
+        let rows = [
+            (r#"{"Backend": {"Type": "vxlan"}}"#, "Network: missing"),
+            (r#"{"Network": "10.244.0.0/33"}"#, r#"Network: "10.244.0.0/33""#),
+            (r#"{"Network": "10.244.1.0/16"}"#, "Network: 10.244.1.0/16 has host bits set, expected 10.244.0.0/16"),
+            (r#"{"Network": "10.244.0.0/16", "Netwrok": 1, "Backend": {"Type": "vxlan"}}"#, "Netwrok: unknown field"),
+            (r#"{"Network": "10.244.0.0/16", "SubnetLen": 12}"#, "SubnetLen: 12"),
+            (r#"{"Network": "10.244.0.0/16", "SubnetMin": "10.1.0.0"}"#, "SubnetMin: 10.1.0.0"),
+            (r#"{"Network": "10.244.0.0/16", "EnableIPv6": true}"#, "EnableIPv6: must be false"),
+            (r#"{"Network": "10.244.0.0/16"}"#, "Backend.Type: missing"),
+            (r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "geneve"}}"#, "supported: vxlan"),
+            (r#"{"Network": "10.244.0.0/16", "Backend": "vxlan"}"#, r#"Backend: "vxlan""#),
+        ];
+        for (text, expected) in rows {
+            let message = message(text);
+            assert!(message.contains(expected), "{text}\n gave: {message}\n want: {expected}");
+        }
+        assert!(message("[]").starts_with("net-conf.json is not valid JSON"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in r#"[ -~]{0,80}|\{"(Network|Backend|SubnetLen|EnableIPv4)": ?[ -~]{0,40}\}"#) {
+            let _ = parse(&text);
+        }
+    }
+}
