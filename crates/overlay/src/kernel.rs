@@ -135,7 +135,7 @@ fn hanging_on(kernel: &mut dyn Route, site: &Site, device: &Name, index: u32) ->
         _ => None,
     });
     let fdb = kernel.fdb(Some(index))?.into_iter().filter_map(|found| match found {
-        FdbEntry { table: FdbTable::Own, mac, remote: Some(remote), state: NeighbourState::Permanent, .. } => {
+        FdbEntry { table: FdbTable::Own, mac, remote: Some(remote), state, .. } if is_permanent(state) => {
             Some(Entry::Fdb { device: device.clone(), mac, remote })
         }
         _ => None,
@@ -148,6 +148,15 @@ fn hanging_on(kernel: &mut dyn Route, site: &Site, device: &Name, index: u32) ->
         _ => None,
     });
     Ok(neighbours.chain(fdb).chain(routes).collect())
+}
+
+/// `bridge fdb add … permanent` sets NUD_NOARP besides; what the device learned has neither.
+const fn is_permanent(state: NeighbourState) -> bool {
+    match state {
+        NeighbourState::Permanent => true,
+        NeighbourState::Other(bits) => bits & libc::NUD_PERMANENT != 0,
+        _ => false,
+    }
 }
 
 /// Makes the device what `tunnel` says, in place where the kernel allows it; returns its index.

@@ -1,0 +1,213 @@
+//! A small network of namespaces: an underlay bridge, nodes on it, a pod behind each node, an outside client.
+//!
+//! Built and looked at with the standard tools; what is tested is Podwire's own. Nothing touches the host's namespace.
+
+#![allow(dead_code, reason = "not every test file uses all of it")]
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use podwire_kernel::{
+    ns::Namespace,
+    route::RouteSocket,
+    sysctl::{ProcSys, Sysctl},
+};
+use podwire_model::{Family, Lease};
+use podwire_overlay::{Overlay, Site, config, uplink};
+
+pub const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+
+/// Whether namespaces can be made. In CI it is a failure if not.
+pub fn able() -> bool {
+    match Namespace::new_net() {
+        Ok(_) => true,
+        Err(error) if std::env::var_os("CI").is_some() => panic!("this test needs network namespaces: {error}"),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            false
+        }
+    }
+}
+
+/// A network namespace.
+pub struct Net(pub Namespace);
+
+impl Net {
+    pub fn new() -> Self {
+        let net = Self(Namespace::new_net().unwrap());
+        net.run("ip link set lo up");
+        net
+    }
+
+    /// Runs a command line inside; it must succeed. Returns what it printed.
+    pub fn run(&self, line: &str) -> String {
+        let output = self.inside(|| command(line).output().unwrap());
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{line}\n{stdout}{}", String::from_utf8_lossy(&output.stderr));
+        stdout
+    }
+
+    /// Runs `f` on a thread inside.
+    pub fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.0.run(|| Ok::<_, podwire_kernel::Error>(f())).unwrap()
+    }
+
+    pub fn routes(&self) -> RouteSocket {
+        RouteSocket::open_in(self.0.as_fd()).unwrap()
+    }
+
+    fn forward(&self) {
+        self.inside(|| ProcSys.ensure("net/ipv4/ip_forward", "1")).unwrap();
+    }
+
+    /// Connects to `to` from here, where a listener waits in `server`; returns the source that the server sees.
+    pub fn source_seen_by(&self, server: &Self, to: IpAddr) -> IpAddr {
+        let listener = server.inside(|| TcpListener::bind(SocketAddr::new(to, 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = self.inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)));
+        let _client = client.unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
+        listener.accept().unwrap().1.ip()
+    }
+
+    /// What tcpdump prints about the first packet that `filter` admits on `device` while `action` runs.
+    pub fn captured(&self, device: &str, filter: &str, action: impl FnOnce()) -> String {
+        let line = format!("timeout 10 tcpdump -i {device} -nn -vv -c 1 -l {filter}");
+        let mut child = self.inside(|| command(&line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut heard = String::new();
+        while !heard.contains("listening on") {
+            assert_ne!(errors.read_line(&mut heard).unwrap(), 0, "tcpdump: {heard}");
+        }
+        action();
+        let mut printed = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+        child.wait().unwrap();
+        printed
+    }
+}
+
+fn command(line: &str) -> Command {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
+    command
+}
+
+/// A node and a pod on it.
+pub struct Node {
+    pub n: u8,
+    pub net: Net,
+    pub pod: Net,
+}
+
+impl Node {
+    pub fn address(&self) -> IpAddr {
+        [172, 25, 2, self.n].into()
+    }
+
+    pub fn pod_address(&self) -> IpAddr {
+        [10, 244, self.n - 1, 2].into()
+    }
+
+    /// As the daemon finds out: the uplink is the interface of the default route.
+    pub fn site(&self) -> Site {
+        let object = podwire_model::Node {
+            name: format!("node{}", self.n).into(),
+            internal_ips: vec![self.address()],
+            pod_cidrs: vec![format!("10.244.{}.0/24", self.n - 1).parse().unwrap()],
+            zone: None,
+            annotations: BTreeMap::new(),
+            deleting: false,
+        };
+        let uplink = uplink::choose(&mut self.net.routes(), &[], &object, Family::V4).unwrap();
+        Site {
+            node: object.name,
+            network: "10.244.0.0/16".parse().unwrap(),
+            subnet: object.pod_cidrs[0],
+            public_ip: uplink.address,
+            published: None,
+            uplink,
+        }
+    }
+
+    pub fn overlay(&self, net_conf: &str) -> Overlay {
+        Overlay::new(config::parse(net_conf).unwrap().backend, self.site()).unwrap()
+    }
+
+    pub fn lease(&self) -> Lease {
+        self.overlay(NET_CONF).lease()
+    }
+}
+
+/// The underlay with its nodes and the client.
+pub struct Cluster {
+    pub underlay: Net,
+    pub nodes: Vec<Node>,
+    /// 172.25.2.250, without any route to pods.
+    pub client: Net,
+}
+
+impl Cluster {
+    pub fn new(count: u8) -> Self {
+        let underlay = Net::new();
+        underlay.run("ip link add br0 type bridge");
+        underlay.run("ip link set br0 up");
+        underlay.run("ip addr add 172.25.2.254/24 dev br0");
+        let nodes = (1..=count).map(|n| node(&underlay, n)).collect();
+        let client = Net::new();
+        plug(&underlay, &client, "client", 250);
+        Self { underlay, nodes, client }
+    }
+
+    pub fn leases(&self) -> Vec<Lease> {
+        self.nodes.iter().map(Node::lease).collect()
+    }
+
+    /// Runs the overlay on every node.
+    pub fn join(&self) -> Vec<Overlay> {
+        let join = |node: &Node| {
+            let mut overlay = node.overlay(NET_CONF);
+            assert!(overlay.set_peers(self.leases()).is_empty());
+            let outcome = overlay.apply(&mut node.net.routes()).unwrap();
+            assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+            assert!(overlay.is_settled());
+            overlay
+        };
+        self.nodes.iter().map(join).collect()
+    }
+}
+
+fn node(underlay: &Net, n: u8) -> Node {
+    let (net, pod) = (Net::new(), Net::new());
+    plug(underlay, &net, &format!("node{n}"), n);
+    net.forward();
+    // A stand-in for what the CNI plugin makes.
+    let pid_of_pod = place(&pod);
+    net.run(&format!("ip link add cni0 type veth peer name eth0 netns {pid_of_pod}"));
+    net.run(&format!("ip addr add 10.244.{}.1/24 dev cni0", n - 1));
+    net.run("ip link set cni0 up");
+    pod.run(&format!("ip addr add 10.244.{}.2/24 dev eth0", n - 1));
+    pod.run("ip link set eth0 up mtu 1450");
+    pod.run(&format!("ip route add default via 10.244.{}.1", n - 1));
+    Node { n, net, pod }
+}
+
+fn plug(underlay: &Net, net: &Net, name: &str, host: u8) {
+    underlay.run(&format!("ip link add {name} type veth peer name eth0 netns {}", place(net)));
+    underlay.run(&format!("ip link set {name} master br0 up"));
+    net.run(&format!("ip addr add 172.25.2.{host}/24 dev eth0"));
+    net.run("ip link set eth0 up");
+    net.run("ip route add default via 172.25.2.254");
+}
+
+/// A path by which `ip` finds the namespace while we hold it open.
+fn place(net: &Net) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/{}/fd/{}", std::process::id(), net.0.as_fd().as_raw_fd())
+}
