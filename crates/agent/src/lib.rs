@@ -2,3 +2,7 @@
 //!
 //! Each module is one program under the name of what it replaces. It is a thin shell: Kubernetes events go into a
 //! pure crate, what comes out goes into the kernel or onto a socket.
+
+pub mod cni_install;
+pub mod dns;
+pub mod flanneld;

@@ -1,0 +1,365 @@
+//! `podwire flanneld`: this node's part of the overlay, in place of flanneld with `--kube-subnet-mgr`.
+//!
+//! Node events go into [`podwire_overlay::Overlay`], which programs the kernel; this node's own annotations and condition
+//! go back to the API. `subnet.env` is written last: once it is there, the CNI plugin may attach pods.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, pin::pin, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use futures_util::StreamExt;
+use podwire_k8s::{
+    Client, Event, convert,
+    k8s_openapi::api::core::v1 as core,
+    kube::{Api, runtime::watcher},
+    watch,
+};
+use podwire_kernel::{
+    nftables::{self, Nftables},
+    route::RouteSocket,
+    sysctl::{ProcSys, Sysctl},
+};
+use podwire_model::{Family, Lease, Name, Node};
+use podwire_overlay::{
+    Overlay, Site,
+    config::{self, Config},
+    lease::{self, Keys},
+    masquerade,
+    subnet_env::SubnetEnv,
+    uplink,
+};
+use tracing::{error, info, warn};
+
+mod publish;
+
+/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// flanneld's flags, by flanneld's names.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Take the node's pod range from its Node object; must be given, there is no etcd mode
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    kube_subnet_mgr: bool,
+    /// Translate the source of what leaves the overlay network
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    ip_masq: bool,
+    /// Keep source ports when masquerading, where possible
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    ip_masq_fully_random_disable: bool,
+    /// Accept what is forwarded from and to pods
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    iptables_forward_rules: bool,
+    /// Set the node's NetworkUnavailable condition to False when ready
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    set_node_network_unavailable: bool,
+    /// Interface (name or address) between nodes; the first that exists is used [default: that of the default route]
+    #[arg(long)]
+    iface: Vec<String>,
+    /// Address that other nodes send to [default: the interface's own]
+    #[arg(long, value_name = "ADDRESS")]
+    public_ip: Option<std::net::Ipv4Addr>,
+    /// The network's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json")]
+    net_config_path: PathBuf,
+    /// Where to tell the CNI plugin of the pod range and the MTU
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    subnet_file: PathBuf,
+    /// How to reach the API server [default: as the pod's service account]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig_file: Option<PathBuf>,
+    /// Prefix of the node annotations: DOMAIN or DOMAIN/NAME
+    #[arg(long, value_name = "PREFIX", default_value = lease::DEFAULT_PREFIX)]
+    kube_annotation_prefix: String,
+}
+
+/// Runs until SIGTERM or SIGINT. The data path stays as it is then: pods keep talking, and the next run takes it over.
+///
+/// # Errors
+/// The flags, net-conf.json or the node's facts can never work: no retry would help. What may pass (the API server away,
+/// the kernel refusing) is logged and tried again.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    ensure!(
+        args.kube_subnet_mgr,
+        "only --kube-subnet-mgr is supported: pod ranges come from Node objects, not from etcd"
+    );
+    let path = &args.net_config_path;
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let config = config::parse(&text).with_context(|| format!("reading {}", path.display()))?;
+    let client = Client::from_kubeconfig_or_cluster(args.kubeconfig_file.clone()).await?;
+    let name = node_name(&client).await?;
+    info!(node = %name, network = %config.network, backend = config.backend.name(), "starting");
+
+    let nodes = Api::<core::Node>::all(client.kube());
+    let mut events = pin!(watch(nodes.clone(), watcher::Config::default()));
+    let mut stop = pin!(stopped()?);
+    let mut daemon = Daemon::new(args, config, name, nodes)?;
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            event = events.next() => match event {
+                Some(event) => daemon.observe(event),
+                None => bail!("the watch of nodes ended"),
+            },
+            () = sleep(daemon.retry_in) => {}
+        }
+        tokio::select! {
+            () = &mut stop => break,
+            done = daemon.work() => done?,
+        }
+    }
+    info!("stopping; the data path stays");
+    Ok(())
+}
+
+/// Resolves on SIGTERM or SIGINT.
+fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Sleeps; for ever when there is nothing to wait for.
+async fn sleep(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// This node's name: `NODE_NAME`, or the node of the Pod that `POD_NAME` and `POD_NAMESPACE` name.
+async fn node_name(client: &Client) -> anyhow::Result<Name> {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    if let Some(name) = variable("NODE_NAME") {
+        return Ok(name.into());
+    }
+    let (Some(pod), Some(namespace)) = (variable("POD_NAME"), variable("POD_NAMESPACE")) else {
+        bail!("set NODE_NAME, or POD_NAME and POD_NAMESPACE, so that this node's Node object can be found");
+    };
+    let found = Api::<core::Pod>::namespaced(client.kube(), &namespace).get(&pod).await;
+    let found = found.with_context(|| format!("reading pod {namespace}/{pod} to learn the node's name"))?;
+    let node = found.spec.and_then(|spec| spec.node_name).filter(|name| !name.is_empty());
+    node.map(Name::from).with_context(|| format!("pod {namespace}/{pod} has no spec.nodeName"))
+}
+
+/// What is known, and what of it is done.
+struct Daemon {
+    args: Args,
+    keys: Keys,
+    name: Name,
+    nodes: Api<core::Node>,
+    routes: RouteSocket,
+    /// Until the node's facts are known.
+    config: Option<Config>,
+    overlay: Option<Overlay>,
+    me: Option<Node>,
+    leases: BTreeMap<Name, Lease>,
+    /// The masquerade and forward rules are in the kernel.
+    rules: bool,
+    /// The NetworkUnavailable condition is set.
+    announced: bool,
+    /// subnet.env is written.
+    ready: bool,
+    /// Something failed: work again after this, even if nothing happens.
+    retry_in: Option<Duration>,
+}
+
+impl Daemon {
+    fn new(args: Args, config: Config, name: Name, nodes: Api<core::Node>) -> anyhow::Result<Self> {
+        Ok(Self {
+            keys: Keys::new(&args.kube_annotation_prefix)?,
+            routes: RouteSocket::open()?,
+            config: Some(config),
+            overlay: None,
+            me: None,
+            leases: BTreeMap::new(),
+            rules: false,
+            announced: !args.set_node_network_unavailable,
+            ready: false,
+            retry_in: None,
+            args,
+            name,
+            nodes,
+        })
+    }
+
+    /// Takes in what the API says; nothing is done about it yet.
+    fn observe(&mut self, event: Event<core::Node>) {
+        match event {
+            Event::Snapshot(objects) => {
+                self.leases.clear();
+                self.me = None;
+                for object in objects {
+                    self.learn(&object);
+                }
+                if let Some(overlay) = &mut self.overlay {
+                    report(overlay.set_peers(self.leases.values().cloned()));
+                }
+            }
+            Event::Applied(object) => {
+                let Some(name) = self.learn(&object) else { return };
+                let Some(overlay) = &mut self.overlay else { return };
+                match self.leases.get(&name) {
+                    Some(lease) => report(overlay.set_peer(lease).err()),
+                    None => overlay.remove_peer(&name),
+                }
+            }
+            Event::Deleted(object) => {
+                let Some(name) = object.metadata.name.map(Name::from) else { return };
+                self.leases.remove(&name);
+                if name == self.name {
+                    self.me = None;
+                } else if let Some(overlay) = &mut self.overlay {
+                    overlay.remove_peer(&name);
+                }
+            }
+        }
+    }
+
+    /// Keeps this node's object, and the lease of every node that has one.
+    fn learn(&mut self, object: &core::Node) -> Option<Name> {
+        let node = convert::node(object).inspect_err(|error| warn!(%error, "node ignored")).ok()?;
+        match self.keys.read(&node, Family::V4) {
+            Ok(Some(lease)) => self.leases.insert(node.name.clone(), lease),
+            Ok(None) => self.leases.remove(&node.name),
+            Err(error) => {
+                warn!(%error, "node has no usable lease");
+                self.leases.remove(&node.name)
+            }
+        };
+        let name = node.name.clone();
+        if name == self.name {
+            self.me = Some(node);
+        }
+        Some(name)
+    }
+
+    /// Does what is left to do. Failures that may pass are logged and set `retry_in`.
+    async fn work(&mut self) -> anyhow::Result<()> {
+        if self.overlay.is_none() {
+            self.overlay = self.start()?;
+        }
+        if self.overlay.is_none() {
+            return Ok(());
+        }
+        match self.step().await? {
+            true => self.retry_in = None,
+            false => self.retry_in = Some(self.retry_in.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE))),
+        }
+        Ok(())
+    }
+
+    /// Makes the overlay once the Node object has a pod range.
+    fn start(&mut self) -> anyhow::Result<Option<Overlay>> {
+        let Some(me) = &self.me else {
+            info!(node = %self.name, "waiting for the Node object");
+            return Ok(None);
+        };
+        let Some(subnet) = lease::pod_range(me, Family::V4) else {
+            info!(node = %self.name, "waiting for spec.podCIDR");
+            return Ok(None);
+        };
+        let Some(config) = self.config.take() else { return Ok(None) };
+        let uplink = uplink::choose(&mut self.routes, &self.args.iface, me, Family::V4)?;
+        let overwrite = self.keys.public_ip_overwrite(me, Family::V4)?;
+        let site = Site {
+            node: self.name.clone(),
+            network: config.network,
+            subnet,
+            public_ip: overwrite.or(self.args.public_ip.map(Into::into)).unwrap_or(uplink.address),
+            published: self.leases.get(&self.name).cloned(),
+            uplink,
+        };
+        info!(%subnet, uplink = %site.uplink.name, address = %site.uplink.address, public_ip = %site.public_ip, "joining");
+        let mut overlay = Overlay::new(config.backend, site)?;
+        report(overlay.set_peers(self.leases.values().cloned()));
+        Ok(Some(overlay))
+    }
+
+    /// One attempt at everything that is left; true when nothing is.
+    async fn step(&mut self) -> anyhow::Result<bool> {
+        let Some(overlay) = &mut self.overlay else { return Ok(true) };
+        if let Some(me) = &self.me
+            && let Some(range) = lease::pod_range(me, Family::V4)
+            && range != overlay.site().subnet
+        {
+            bail!("pod range of node {} changed from {} to {range}: start again", self.name, overlay.site().subnet);
+        }
+        let mut settled = match overlay.apply(&mut self.routes) {
+            Ok(outcome) => {
+                if outcome.done > 0 {
+                    info!(operations = outcome.done, peers = overlay.peer_count(), "programmed");
+                }
+                outcome.errors.iter().for_each(|error| error!(%error, "programming the overlay"));
+                outcome.errors.is_empty()
+            }
+            Err(error) => {
+                error!(%error, "reading the kernel's state");
+                false
+            }
+        };
+        if !self.rules {
+            self.rules = attempt("setting up masquerading and forwarding", program_rules(&self.args, overlay.site()));
+        }
+        settled &= self.rules;
+        let lease = overlay.lease();
+        let published = self.leases.get(&self.name) == Some(&lease);
+        if self.me.is_some() && !(published && self.announced) {
+            let annotations = self.keys.write(&lease);
+            let publishing = publish::publish(&self.nodes, &self.name, &annotations, !self.announced);
+            match publishing.await {
+                Ok(object) => {
+                    self.announced = true;
+                    self.learn(&object);
+                }
+                Err(error) => {
+                    error!(error = format_args!("{error:#}"), "publishing this node's lease");
+                    settled = false;
+                }
+            }
+        }
+        if settled && !self.ready {
+            self.ready = attempt("telling the CNI plugin", self.write_subnet_env());
+            settled = self.ready;
+        }
+        Ok(settled)
+    }
+
+    fn write_subnet_env(&self) -> anyhow::Result<()> {
+        let Some(overlay) = &self.overlay else { return Ok(()) };
+        let Site { network, subnet, .. } = *overlay.site();
+        let env = SubnetEnv { network, subnet, mtu: overlay.mtu(), ip_masq: self.args.ip_masq };
+        env.write(&self.args.subnet_file)?;
+        info!(file = %self.args.subnet_file.display(), mtu = env.mtu, "ready");
+        Ok(())
+    }
+}
+
+/// The masquerade and forward rules, and forwarding itself.
+fn program_rules(args: &Args, site: &Site) -> anyhow::Result<()> {
+    let options = masquerade::Options {
+        masquerade: args.ip_masq,
+        fully_random: !args.ip_masq_fully_random_disable,
+        forward: args.iptables_forward_rules,
+    };
+    nftables::Kernel::open()?.commit(&masquerade::rules(site.network, site.subnet, options))?;
+    ProcSys.ensure("net/ipv4/ip_forward", "1")?;
+    Ok(())
+}
+
+/// Logs a failure; true on success.
+fn attempt(what: &str, result: anyhow::Result<()>) -> bool {
+    result.inspect_err(|error| error!(error = format_args!("{error:#}"), "{what}")).is_ok()
+}
+
+fn report(errors: impl IntoIterator<Item = podwire_overlay::Error>) {
+    for error in errors {
+        warn!(%error, "peer left out");
+    }
+}
