@@ -1,0 +1,253 @@
+//! `podwire dns`: the cluster's DNS server, as `coredns -conf Corefile`.
+
+use std::{
+    ffi::OsString,
+    fs,
+    net::{IpAddr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, anyhow};
+use futures_util::{Stream, StreamExt};
+use podwire_dns::{
+    cluster::Cluster,
+    program::{ClusterNeeds, Environment, Program},
+    server::Server,
+    view::View,
+};
+use podwire_k8s::{
+    Client, Event, convert,
+    k8s_openapi::api::{
+        core::v1::{Namespace, Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
+    kube::{Api, runtime::watcher::Config},
+    watch,
+};
+use podwire_model::{Name, ObjectName};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tracing::{error, info, warn};
+
+/// Flags of `podwire dns`, as CoreDNS spells them.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The Corefile to serve.
+    #[arg(long, value_name = "FILE", default_value = "Corefile")]
+    conf: PathBuf,
+}
+
+/// Gives CoreDNS's flags their second dash (`-conf` → `--conf`) in a command line whose subcommand is `dns`.
+pub fn with_double_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|subcommand| subcommand == "dns") {
+        for arg in args.iter_mut().skip(2) {
+            let single = arg.to_str().and_then(|text| text.strip_prefix('-')).filter(|flag| flag.len() > 1);
+            if let Some(flag) = single.filter(|flag| !flag.starts_with('-')) {
+                *arg = format!("--{flag}").into();
+            }
+        }
+    }
+    args
+}
+
+/// Serves DNS until SIGTERM or SIGINT, then for the Corefile's lame duck time.
+///
+/// # Errors
+/// The Corefile is missing or wrong, the Kubernetes API cannot be used, or an address cannot be opened.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let mut corefile =
+        fs::read_to_string(&args.conf).with_context(|| format!("cannot read {}", args.conf.display()))?;
+    let program = build(&args.conf, &corefile, &environment)?;
+    let mut feed = Feed::start(program.cluster.clone(), &environment.cluster).await?;
+    let mut server = Server::start(program, environment.clone()).await?;
+    loop {
+        let interval = server.program().reload;
+        tokio::select! {
+            _ = stop.recv() => break,
+            _ = interrupt.recv() => break,
+            () = sleep_or_never(interval) => {
+                if let Err(error) = reload(&args.conf, &mut corefile, &environment, &mut server, &mut feed).await {
+                    environment.metrics.count_failed_reload();
+                    error!("the changed Corefile is refused, the running one stays in force: {error:#}");
+                }
+            }
+        }
+    }
+    info!("stopping, after {:?} as lame duck", server.program().lameduck);
+    tokio::select! {
+        () = server.drain() => {}
+        _ = stop.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn build(path: &Path, corefile: &str, environment: &Environment) -> anyhow::Result<Program> {
+    Program::new(corefile, environment).map_err(|error| anyhow!("{}:{error}", path.display()))
+}
+
+/// Takes the Corefile over if its text differs from `known`. A refused text is not tried again.
+async fn reload(
+    path: &Path,
+    known: &mut String,
+    environment: &Environment,
+    server: &mut Server,
+    feed: &mut Feed,
+) -> anyhow::Result<()> {
+    // While the kubelet swaps a ConfigMap the file may be missing for a moment.
+    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    if text == *known {
+        return Ok(());
+    }
+    *known = text;
+    let program = build(path, known, environment)?;
+    let needs = program.cluster.clone();
+    let new_feed = match needs == feed.needs {
+        true => None,
+        false => Some(Feed::start(needs, &environment.cluster).await?),
+    };
+    server.replace(program).await?;
+    if let Some(new_feed) = new_feed {
+        *feed = new_feed;
+    }
+    info!("took over the changed Corefile {}", path.display());
+    Ok(())
+}
+
+async fn sleep_or_never(interval: Option<Duration>) {
+    match interval {
+        Some(interval) => tokio::time::sleep(interval).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The watches that keep the view of the cluster; dropping it ends them.
+struct Feed {
+    needs: Option<ClusterNeeds>,
+    _tasks: JoinSet<()>,
+}
+
+impl Feed {
+    async fn start(needs: Option<ClusterNeeds>, cluster: &Arc<Cluster>) -> anyhow::Result<Self> {
+        let mut tasks = JoinSet::new();
+        let Some(wanted) = &needs else { return Ok(Self { needs, _tasks: tasks }) };
+        let client = Client::from_kubeconfig_or_cluster(wanted.kubeconfig.clone()).await?.kube();
+        let missing = Arc::new(AtomicUsize::new(if wanted.pods { 4 } else { 3 }));
+        let sink = || Sink { cluster: cluster.clone(), missing: missing.clone() };
+        tasks.spawn(sink().drain(watch::<Service>(Api::all(client.clone()), Config::default()), apply_service));
+        tasks.spawn(sink().drain(watch::<EndpointSlice>(Api::all(client.clone()), Config::default()), apply_slice));
+        tasks.spawn(sink().drain(watch::<Namespace>(Api::all(client.clone()), Config::default()), apply_namespace));
+        if wanted.pods {
+            tasks.spawn(sink().drain(watch::<Pod>(Api::all(client), Config::default()), apply_pod));
+        }
+        Ok(Self { needs, _tasks: tasks })
+    }
+}
+
+/// Where the events of one watch go.
+struct Sink {
+    cluster: Arc<Cluster>,
+    /// How many watches have not delivered their first complete state.
+    missing: Arc<AtomicUsize>,
+}
+
+impl Sink {
+    async fn drain<K>(self, events: impl Stream<Item = Event<K>>, apply: fn(&mut View, Event<K>)) {
+        let mut events = std::pin::pin!(events);
+        let mut first = true;
+        while let Some(event) = events.next().await {
+            let complete = matches!(event, Event::Snapshot(_));
+            self.cluster.update(unix_seconds(), |view| apply(view, event));
+            if complete && std::mem::take(&mut first) && self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.cluster.set_synced();
+                info!("the cluster's names are known");
+            }
+        }
+    }
+}
+
+/// Seconds since 1970, for the SOA serial number; it wraps in 2106 as RFC 1982 foresees.
+fn unix_seconds() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
+}
+
+/// The valid ones among converted objects; the others are logged, and have no names.
+fn valid<T, E: std::fmt::Display>(converted: Result<T, E>) -> Option<T> {
+    converted.inspect_err(|error| warn!("ignored: {error}")).ok()
+}
+
+fn apply_service(view: &mut View, event: Event<Service>) {
+    match event {
+        Event::Snapshot(all) => view.replace_services(all.iter().filter_map(|object| valid(convert::service(object)))),
+        Event::Applied(object) => match valid(convert::service(&object)) {
+            Some(service) => view.apply_service(service),
+            None => view.delete_service(&convert::object_name(&object.metadata)),
+        },
+        Event::Deleted(object) => view.delete_service(&convert::object_name(&object.metadata)),
+    }
+}
+
+fn apply_slice(view: &mut View, event: Event<EndpointSlice>) {
+    let converted = |object: &EndpointSlice| valid(convert::endpoint_slice(object)).flatten();
+    match event {
+        Event::Snapshot(all) => view.replace_slices(all.iter().filter_map(converted)),
+        Event::Applied(object) => match converted(&object) {
+            Some(slice) => view.apply_slice(slice),
+            None => view.delete_slice(&convert::object_name(&object.metadata)),
+        },
+        Event::Deleted(object) => view.delete_slice(&convert::object_name(&object.metadata)),
+    }
+}
+
+fn apply_namespace(view: &mut View, event: Event<Namespace>) {
+    let name = |object: &Namespace| -> Name { object.metadata.name.as_deref().unwrap_or_default().into() };
+    match event {
+        Event::Snapshot(all) => view.replace_namespaces(all.iter().map(name)),
+        Event::Applied(object) => view.apply_namespace(name(&object)),
+        Event::Deleted(object) => view.delete_namespace(&name(&object)),
+    }
+}
+
+fn apply_pod(view: &mut View, event: Event<Pod>) {
+    match event {
+        Event::Snapshot(all) => view.replace_pods(all.iter().map(pod_addresses)),
+        Event::Applied(object) => {
+            let (name, addresses) = pod_addresses(&object);
+            view.apply_pod(name, addresses);
+        }
+        Event::Deleted(object) => view.delete_pod(&convert::object_name(&object.metadata)),
+    }
+}
+
+/// A Pod's addresses; none once it has ended, since they may be another's by then.
+fn pod_addresses(object: &Pod) -> (ObjectName, Vec<IpAddr>) {
+    let status =
+        object.status.as_ref().filter(|status| !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
+    let ips = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten());
+    let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).collect();
+    (convert::object_name(&object.metadata), addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_dashes_of_coredns_are_understood() {
+        let convert = |line: &str| with_double_dashes(line.split(' ').map(OsString::from)).join(" ".as_ref());
+        assert_eq!(convert("podwire dns -conf /etc/coredns/Corefile"), "podwire dns --conf /etc/coredns/Corefile");
+        assert_eq!(convert("podwire dns --conf x -h -"), "podwire dns --conf x -h -");
+        assert_eq!(convert("podwire lab -conf"), "podwire lab -conf");
+    }
+}

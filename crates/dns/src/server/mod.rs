@@ -1,0 +1,264 @@
+//! The sockets: what [`Program`] describes, opened, kept over a reload, and closed.
+
+mod http;
+mod tcp;
+mod udp;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tracing::info;
+
+use crate::{
+    message::{Arrival, Query, Rejection, Reply, Transport, encode_rejection},
+    program::{Environment, Program},
+    random::Random,
+    router::{Progress, Router},
+};
+
+/// How many queries may wait for others at once, on one port; more are dropped, and the client asks again.
+const MAX_WAITING: usize = 10_000;
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// An address cannot be opened.
+    #[error(
+        "cannot listen on {transport} {address}: {source}; is another DNS server running, or is the port below 1024 and we are not root?"
+    )]
+    Listen {
+        /// `udp` or `tcp`.
+        transport: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A running DNS server. Dropping it closes all sockets.
+pub struct Server {
+    environment: Environment,
+    shared: Arc<Shared>,
+    /// By the port that the Corefile names; 0 lets the system pick one.
+    listeners: BTreeMap<u16, Listener>,
+    pages: BTreeMap<SocketAddr, PageListener>,
+    background: JoinSet<()>,
+}
+
+/// What requests for pages look at.
+struct Shared {
+    program: Current<Program>,
+    draining: AtomicBool,
+    metrics: Arc<crate::metrics::Metrics>,
+}
+
+struct Listener {
+    address: SocketAddr,
+    service: Arc<Service>,
+    _tasks: JoinSet<()>,
+}
+
+struct PageListener {
+    address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+/// A value that is replaced as a whole while others read it.
+struct Current<T>(RwLock<Arc<T>>);
+
+impl<T> Current<T> {
+    fn new(value: Arc<T>) -> Self {
+        Self(RwLock::new(value))
+    }
+
+    fn get(&self) -> Arc<T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, value: Arc<T>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+impl Server {
+    /// Opens everything that the program names and begins to answer.
+    ///
+    /// # Errors
+    /// [`ServerError::Listen`] if an address cannot be opened; nothing stays open then.
+    pub async fn start(program: Program, environment: Environment) -> Result<Self, ServerError> {
+        let shared = Arc::new(Shared {
+            program: Current::new(Arc::new(Program::default())),
+            draining: AtomicBool::new(false),
+            metrics: environment.metrics.clone(),
+        });
+        let (listeners, pages, background) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
+        let mut server = Self { environment, shared, listeners, pages, background };
+        server.replace(program).await?;
+        Ok(server)
+    }
+
+    /// Goes over to another program. Ports that both name stay open, and no query is lost on them.
+    ///
+    /// # Errors
+    /// [`ServerError::Listen`] if a new address cannot be opened; the running program goes on unchanged then.
+    pub async fn replace(&mut self, program: Program) -> Result<(), ServerError> {
+        let mut listeners = Vec::new();
+        for (port, router) in program.routers.iter().filter(|(port, _)| !self.listeners.contains_key(port)) {
+            listeners.push((*port, Listener::open(*port, router.clone(), &self.environment).await?));
+        }
+        let mut pages = Vec::new();
+        for address in program.pages.keys().filter(|address| !self.pages.contains_key(address)) {
+            pages.push((*address, PageListener::open(*address, self.shared.clone()).await?));
+        }
+        self.listeners.retain(|port, _| program.routers.contains_key(port));
+        self.pages.retain(|address, _| program.pages.contains_key(address));
+        self.listeners.extend(listeners);
+        self.pages.extend(pages);
+        self.background = JoinSet::new();
+        for (port, router) in &program.routers {
+            if let Some(listener) = self.listeners.get(port) {
+                listener.service.router.set(router.clone());
+            }
+            let mut known = HashSet::new();
+            for chain in router.chains().filter(|chain| known.insert(Arc::as_ptr(chain))) {
+                for task in chain.iter().filter_map(|plugin| plugin.background(router)) {
+                    self.background.spawn(task);
+                }
+            }
+        }
+        self.shared.program.set(Arc::new(program));
+        Ok(())
+    }
+
+    /// The program that runs.
+    pub fn program(&self) -> Arc<Program> {
+        self.shared.program.get()
+    }
+
+    /// The addresses that answer DNS, over UDP and TCP alike, in the order of the ports in the Corefile.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.values().map(|listener| listener.address)
+    }
+
+    /// The addresses that answer HTTP: as the Corefile names them, and as they were opened.
+    pub fn pages(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+        self.pages.iter().map(|(named, listener)| (*named, listener.address))
+    }
+
+    /// Reports not ready from now on, so that nobody sends new clients here, and goes on answering for the program's lame
+    /// duck time.
+    pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        tokio::time::sleep(self.program().lameduck).await;
+    }
+}
+
+impl Shared {
+    fn is_ready(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed) && self.program.get().is_ready()
+    }
+}
+
+/// What answers the queries of one port.
+struct Service {
+    router: Current<Router>,
+    random: Arc<Random>,
+    waiting: Arc<Semaphore>,
+}
+
+/// What becomes of a packet.
+enum Outcome {
+    Nothing,
+    Answer(Vec<u8>),
+    Later(Query, BoxFuture<'static, Reply>),
+}
+
+impl Service {
+    /// Answers a packet, in `buffer` where the answer is at hand.
+    fn handle(&self, packet: &[u8], client: SocketAddr, transport: Transport, buffer: Vec<u8>) -> Outcome {
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let arrival = Arrival { client, transport, now: Instant::now(), random: self.random.next() };
+        let query = match Query::parse(packet, arrival) {
+            Ok(query) => query,
+            Err(Rejection::Ignore) => return Outcome::Nothing,
+            Err(Rejection::Answer(rcode)) => return Outcome::Answer(encode_rejection(packet, rcode)),
+        };
+        match self.router.get().begin(&query) {
+            Progress::Done(reply) => Outcome::Answer(reply.encode(&query, buffer)),
+            Progress::Waiting(reply) => Outcome::Later(query, reply),
+        }
+    }
+}
+
+impl Listener {
+    async fn open(port: u16, router: Arc<Router>, environment: &Environment) -> Result<Self, ServerError> {
+        let (tcp, udp) = open_both(SocketAddr::new(environment.listen, port)).await?;
+        let address = local_address(tcp.local_addr(), environment.listen, port);
+        let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+        let service = Arc::new(Service { router: Current::new(router), random: environment.random.clone(), waiting });
+        let mut tasks = JoinSet::new();
+        let udp = Arc::new(udp);
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            tasks.spawn(udp::serve(udp.clone(), service.clone()));
+        }
+        tasks.spawn(tcp::serve(tcp, service.clone()));
+        info!("answering DNS on {address}, udp and tcp");
+        Ok(Self { address, service, _tasks: tasks })
+    }
+}
+
+impl PageListener {
+    async fn open(named: SocketAddr, shared: Arc<Shared>) -> Result<Self, ServerError> {
+        let listener = open_tcp(named).await?;
+        let address = local_address(listener.local_addr(), named.ip(), named.port());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(http::serve(listener, named, shared));
+        Ok(Self { address, _tasks: tasks })
+    }
+}
+
+/// A TCP and a UDP socket on the same port, also when the system picks it.
+async fn open_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), ServerError> {
+    let tcp = open_tcp(address).await?;
+    let address = tcp.local_addr().unwrap_or(address);
+    let udp = UdpSocket::bind(address).await;
+    let udp = udp.map_err(|source| ServerError::Listen { transport: "udp", address, source })?;
+    Ok((tcp, udp))
+}
+
+/// Opens `address`; where that is every IPv6 address and there is no IPv6, every IPv4 address.
+async fn open_tcp(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let mut opened = TcpListener::bind(address).await;
+    if opened.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AddrInUse)
+        && address.is_ipv6()
+        && address.ip().is_unspecified()
+    {
+        opened = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    opened.map_err(|source| ServerError::Listen { transport: "tcp", address, source })
+}
+
+fn local_address(found: io::Result<SocketAddr>, listen: IpAddr, port: u16) -> SocketAddr {
+    found.unwrap_or(SocketAddr::new(listen, port))
+}
+
+/// Answers a query that had to wait, as bytes.
+async fn answer_later(query: Query, reply: BoxFuture<'static, Reply>) -> Bytes {
+    reply.await.encode(&query, Vec::new()).into()
+}
