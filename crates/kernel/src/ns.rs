@@ -142,7 +142,8 @@ impl AsFd for Namespace {
 
 fn on_a_thread<T: Send, E: From<Error> + Send>(f: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().spawn_scoped(scope, f).map_err(|error| Error::io("start a thread", error))?;
+        let thread =
+            thread::Builder::new().spawn_scoped(scope, f).map_err(|error| Error::io("start a thread", error))?;
         thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
     })
 }

@@ -32,6 +32,11 @@ pub fn die_with_parent(signal: Signal) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(signal)).map_err(tried("set the parent-death signal"))
 }
 
+/// Whether the calling process acts as user 0 of its user namespace.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Starts a session without a controlling terminal, led by the calling process.
 ///
 /// # Errors

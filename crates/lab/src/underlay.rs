@@ -1,0 +1,94 @@
+//! The network between the machines of a lab: one namespace with a bridge, one namespace a machine, veth pairs between.
+//!
+//! The host's own network namespace gets nothing. Namespaces are held open as files by the supervisor only.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    os::fd::AsFd,
+};
+
+use podwire_kernel::{
+    ns::Namespace,
+    route::{Address, LinkChange, NewLink, NewLinkKind, Peer, Route, RouteEntry, RouteSocket},
+};
+use podwire_model::Ipv4Net;
+
+use crate::{
+    error::{Context, Error, Result},
+    topology::{GATEWAY, Machine, UNDERLAY},
+};
+
+const BRIDGE: &str = "br0";
+/// What a machine calls its interface.
+const UPLINK: &str = "eth0";
+/// As on a plain Ethernet; overlays subtract from it.
+const MTU: u32 = 1500;
+
+/// The underlay's namespace.
+pub struct Underlay {
+    namespace: Namespace,
+    route: RouteSocket,
+    bridge: u32,
+}
+
+impl Underlay {
+    /// Makes the namespace with its bridge, up and with [`GATEWAY`] on it.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn new() -> Result<Self> {
+        let namespace = Namespace::new_net()?;
+        let mut route = RouteSocket::open_in(namespace.as_fd())?;
+        bring_up(&mut route, "lo")?;
+        let link = NewLink { mtu: Some(MTU), up: true, ..NewLink::new(BRIDGE, NewLinkKind::Bridge) };
+        let bridge = route.create_link(&link)?.index;
+        route.add_address(&Address::new(bridge, on_underlay(GATEWAY)?))?;
+        Ok(Self { namespace, route, bridge })
+    }
+
+    /// Makes a machine's namespace and connects it: `lo` and `eth0` up, its address, a default route to [`GATEWAY`].
+    ///
+    /// # Errors
+    /// The kernel refused; a machine of this name is connected already.
+    pub fn attach(&mut self, machine: &Machine) -> Result<Namespace> {
+        let namespace = Namespace::new_net()?;
+        let peer = Peer { name: UPLINK, mac: None, mtu: Some(MTU), netns: Some(namespace.as_fd()) };
+        let port = NewLink {
+            mtu: Some(MTU),
+            master: Some(self.bridge),
+            up: true,
+            ..NewLink::new(&machine.name, NewLinkKind::Veth(peer))
+        };
+        self.route.create_link(&port)?;
+        let mut route = RouteSocket::open_in(namespace.as_fd())?;
+        bring_up(&mut route, "lo")?;
+        let uplink = bring_up(&mut route, UPLINK)?;
+        route.add_address(&Address::new(uplink, on_underlay(machine.address)?))?;
+        let anywhere = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+        route.add_route(&RouteEntry::via(anywhere, GATEWAY.into(), uplink))?;
+        Ok(namespace)
+    }
+
+    /// Listens on [`GATEWAY`] for the machines. The socket works from wherever it is used.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn listen(&self, port: u16) -> Result<TcpListener> {
+        self.namespace.run(|| TcpListener::bind((GATEWAY, port)).trying(|| format!("listen on {GATEWAY}:{port}")))
+    }
+
+    /// The namespace itself.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
+fn bring_up(route: &mut RouteSocket, name: &str) -> Result<u32> {
+    let link = route.link(name)?.ok_or_else(|| Error::Failed(format!("a new namespace has no link {name}")))?;
+    route.change_link(link.index, &[LinkChange::Up(true)])?;
+    Ok(link.index)
+}
+
+fn on_underlay(address: Ipv4Addr) -> Result<Ipv4Net> {
+    Ipv4Net::new(address, UNDERLAY.prefix_len()).map_err(|error| Error::Failed(error.to_string()))
+}
