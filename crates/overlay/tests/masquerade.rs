@@ -1,5 +1,7 @@
 //! The masquerade rules on the real kernel: what `nft` says of them, and what happens to packets.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use common::{Cluster, Net, able};

@@ -1,5 +1,7 @@
 //! The vxlan backend on the real kernel, seen by the standard tools and by packets.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use common::{Cluster, NET_CONF, able};

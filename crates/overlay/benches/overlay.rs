@@ -1,0 +1,167 @@
+//! What the overlay costs on the running kernel, in a namespace of its own. Prints one JSON object a line.
+//!
+//! The peer is iproute2 in batch mode, which makes the same objects from a prepared file.
+
+use std::{
+    error::Error,
+    fmt::Write as _,
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use podwire_kernel::{
+    ns::Namespace,
+    route::{Route, RouteSocket},
+};
+use podwire_model::Lease;
+use podwire_overlay::{
+    Overlay, Site, Uplink, config,
+    plan::{self, Entry},
+};
+
+type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+const NET_CONF: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
+const PEERS: u16 = 1000;
+const ROUNDS: usize = 5;
+
+fn main() -> Result<()> {
+    let mut cold = Vec::new();
+    let mut by_hand = Vec::new();
+    let (mut restart, mut change) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        by_hand.push(in_namespace(iproute2)?);
+        let [a, b, c] = in_namespace(podwire)?;
+        cold.push(a);
+        restart.push(b);
+        change.push(c);
+    }
+    let label = format!("{PEERS} peers");
+    let (cold, by_hand) = (best(&cold), best(&by_hand));
+    println!(
+        r#"{{"bench":"overlay","case":"cold start, {label}","metric":"time","value":{cold:.3},"unit":"ms","peer":"ip -batch","peer_value":{by_hand:.3},"ratio":{:.2}}}"#,
+        cold / by_hand
+    );
+    for (case, times) in [("restart", restart), ("one peer changes", change)] {
+        let value = best(&times);
+        println!(r#"{{"bench":"overlay","case":"{case}, {label}","metric":"time","value":{value:.3},"unit":"ms"}}"#);
+    }
+    Ok(())
+}
+
+/// The least of several runs, in milliseconds.
+fn best(times: &[Duration]) -> f64 {
+    times.iter().min().map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+}
+
+fn in_namespace<T: Send>(measure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    Namespace::new_net()?.run(|| {
+        Ok::<_, podwire_kernel::Error>((|| {
+            for line in ["link add eth0 type veth peer name far", "addr add 172.25.2.1/16 dev eth0", "link set eth0 up"]
+            {
+                tool("ip", line.split(' '))?;
+            }
+            measure()
+        })())
+    })?
+}
+
+fn tool<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let status = Command::new(program).args(args).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{program}: {status}").into()) }
+}
+
+/// Node `n`; `index` is that of its uplink.
+fn site(n: u16, index: u32) -> Result<Site> {
+    let [high, low] = n.to_be_bytes();
+    let address = [172, 25, high + 2, low].into();
+    Ok(Site {
+        node: format!("node{n}").into(),
+        network: "10.0.0.0/8".parse()?,
+        subnet: format!("10.{}.{low}.0/24", high + 1).parse()?,
+        uplink: Uplink { name: "eth0".into(), index, mtu: 1500, address },
+        public_ip: address,
+        published: None,
+    })
+}
+
+/// The node that is measured.
+fn me() -> Result<Site> {
+    let uplink = RouteSocket::open()?.link("eth0")?.ok_or("eth0 is missing")?;
+    site(1, uplink.index)
+}
+
+fn leases() -> Result<Vec<Lease>> {
+    let backend = config::parse(NET_CONF)?.backend;
+    (2..PEERS + 2).map(|n| Ok(site(n, 0)?.lease(backend.as_ref()))).collect()
+}
+
+fn overlay(peers: &[Lease]) -> Result<Overlay> {
+    let mut overlay = Overlay::new(config::parse(NET_CONF)?.backend, me()?)?;
+    match overlay.set_peers(peers.to_vec()).into_iter().next() {
+        Some(error) => Err(error.into()),
+        None => Ok(overlay),
+    }
+}
+
+/// Cold start, restart, change of one peer: from the decision to the kernel's last answer.
+fn podwire() -> Result<[Duration; 3]> {
+    let peers = leases()?;
+    let mut kernel = RouteSocket::open()?;
+    let mut times = [Duration::ZERO; 3];
+    let mut overlay_now = None;
+    for time in &mut times[..2] {
+        let start = Instant::now();
+        let mut overlay = overlay(&peers)?;
+        let outcome = overlay.apply(&mut kernel)?;
+        *time = start.elapsed();
+        if let Some(error) = outcome.errors.into_iter().next() {
+            return Err(error.into());
+        }
+        overlay_now = Some(overlay);
+    }
+    let mut overlay = overlay_now.ok_or("not started")?;
+    let moved = Lease { public_ip: [172, 25, 99, 99].into(), ..peers[7].clone() };
+    let start = Instant::now();
+    overlay.set_peer(&moved)?;
+    overlay.apply(&mut kernel)?;
+    times[2] = start.elapsed();
+    Ok(times)
+}
+
+/// The same objects from prepared files; the files are not part of the time.
+fn iproute2() -> Result<Duration> {
+    let backend = config::parse(NET_CONF)?.backend;
+    let (mut ip, mut bridge) = (String::new(), String::new());
+    for entry in plan::whole(backend.as_ref(), &me()?, &leases()?).into_values() {
+        match entry {
+            Entry::Tunnel(tunnel) => {
+                let (device, mac) = (tunnel.device, tunnel.mac);
+                writeln!(ip, "link add {device} address {mac} type vxlan id 1 local 172.25.2.1 dev eth0 dstport 8472")?;
+                writeln!(ip, "link set {device} up")?;
+            }
+            Entry::Address { device, address } => writeln!(ip, "addr add {address} dev {device}")?,
+            Entry::Neighbour { device, address, mac } => {
+                writeln!(ip, "neigh replace {address} lladdr {mac} dev {device} nud permanent")?;
+            }
+            Entry::Fdb { device, mac, remote } => {
+                writeln!(bridge, "fdb replace {mac} dst {remote} dev {device} self permanent")?;
+            }
+            Entry::Route { device, destination, gateway } => {
+                writeln!(ip, "route replace {destination} via {gateway} dev {device} onlink")?;
+            }
+        }
+    }
+    let folder = std::env::temp_dir().join(format!("podwire-bench-overlay-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let [ip_file, bridge_file] = [("ip", ip), ("bridge", bridge)].map(|(name, text)| (folder.join(name), text));
+    fs::write(&ip_file.0, ip_file.1)?;
+    fs::write(&bridge_file.0, bridge_file.1)?;
+    let start = Instant::now();
+    tool("ip", ["-batch", &ip_file.0.to_string_lossy()])?;
+    tool("bridge", ["-batch", &bridge_file.0.to_string_lossy()])?;
+    let time = start.elapsed();
+    fs::remove_dir_all(&folder)?;
+    Ok(time)
+}
