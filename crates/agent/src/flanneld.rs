@@ -29,6 +29,7 @@ use podwire_overlay::{
 };
 use tracing::{error, info, warn};
 
+mod links;
 mod publish;
 
 /// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
@@ -93,6 +94,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let nodes = Api::<core::Node>::all(client.kube());
     let mut events = pin!(watch(nodes.clone(), watcher::Config::default()));
     let mut stop = pin!(stopped()?);
+    let mut removals = links::removals()?;
     let mut daemon = Daemon::new(args, config, name, nodes)?;
     loop {
         tokio::select! {
@@ -101,6 +103,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 Some(event) => daemon.observe(event),
                 None => bail!("the watch of nodes ended"),
             },
+            Some(link) = removals.recv() => if !daemon.lost(link)? { continue },
             () = sleep(daemon.retry_in) => {}
         }
         tokio::select! {
@@ -222,6 +225,18 @@ impl Daemon {
         }
     }
 
+    /// Takes in that a link is gone (`None`: maybe one). Says whether that leaves work to do.
+    fn lost(&mut self, link: Option<u32>) -> anyhow::Result<bool> {
+        let Some(overlay) = &mut self.overlay else { return Ok(false) };
+        let uplink = &overlay.site().uplink;
+        ensure!(link != Some(uplink.index), "the uplink {} went away: start again", uplink.name);
+        let ours = overlay.link_removed(link);
+        if ours && link.is_some() {
+            warn!("the overlay's device was deleted: making it again");
+        }
+        Ok(ours)
+    }
+
     /// Keeps this node's object, and the lease of every node that has one.
     fn learn(&mut self, object: &core::Node) -> Option<Name> {
         let node = convert::node(object).inspect_err(|error| warn!(%error, "node ignored")).ok()?;
@@ -297,7 +312,7 @@ impl Daemon {
                     info!(operations = outcome.done, peers = overlay.peer_count(), "programmed");
                 }
                 outcome.errors.iter().for_each(|error| error!(%error, "programming the overlay"));
-                outcome.errors.is_empty()
+                overlay.is_settled()
             }
             Err(error) => {
                 error!(%error, "reading the kernel's state");

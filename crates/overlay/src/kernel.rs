@@ -53,6 +53,11 @@ impl Devices {
         Ok((devices, entries))
     }
 
+    /// Whether one of them has this index.
+    pub(crate) fn contains(&self, index: u32) -> bool {
+        self.indexes.values().any(|known| *known == index)
+    }
+
     /// Whether `entry` hangs on a device that does not exist.
     pub(crate) fn lacks(&self, entry: &Entry) -> bool {
         !matches!(entry, Entry::Tunnel(_)) && !self.indexes.contains_key(entry.device())

@@ -143,3 +143,20 @@ fn another_port_makes_the_device_anew_and_another_vni_another_device() {
         assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
     }
 }
+
+#[test]
+fn a_deleted_device_is_made_again_with_all_that_hung_on_it() {
+    if !able() {
+        return;
+    }
+    let cluster = Cluster::new(2);
+    let mut overlay = cluster.join().swap_remove(0);
+    let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
+    let index = first.net.run("ip -o link show flannel.1").split(':').next().unwrap().parse().unwrap();
+    first.net.run("ip link del flannel.1");
+    assert!(!overlay.link_removed(Some(index + 1000)));
+    assert!(overlay.link_removed(Some(index)) && !overlay.is_settled());
+    let outcome = overlay.apply(&mut first.net.routes()).unwrap();
+    assert_eq!((outcome.done, outcome.errors.len()), (5, 0));
+    assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
+}
