@@ -1,1 +1,18 @@
-//! Podwire proxy.
+//! The Service proxy: from Services, EndpointSlices and the Node to what the kernel does with a packet.
+//!
+//! ```text
+//! events ─▶ track (state) ─▶ plan (pure; every policy decided once) ─▶ mode (renders and applies a plan)
+//! ```
+//!
+//! [`Tracker`] keeps the current objects and plans the Services that changed. A [`mode`] spells a plan in one of the
+//! kernel's languages. Nothing here reads a clock or a socket: a mode reaches the kernel by a trait of
+//! `podwire-kernel`.
+
+mod error;
+pub mod mode;
+pub mod plan;
+mod select;
+mod track;
+
+pub use error::{Error, Result};
+pub use track::{Change, Tracker};

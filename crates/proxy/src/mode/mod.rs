@@ -1,0 +1,100 @@
+//! Proxy modes: each spells the same plan in one of the kernel's languages.
+
+pub mod nftables;
+
+use podwire_model::{Family, Protocol};
+
+use crate::{
+    Change, Error, Result,
+    plan::{Backend, Frontend, PodRanges},
+};
+
+/// What every mode is told once, at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Which sources are pods.
+    pub pod_ranges: PodRanges,
+    /// The packet mark that asks for masquerading; one bit (`masqueradeBit`, 14 by default).
+    pub masquerade_mark: u32,
+    /// Drop packets that connection tracking calls invalid (unless `tcpBeLiberal`).
+    pub drop_invalid: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { pod_ranges: PodRanges::new(), masquerade_mark: 1 << 14, drop_invalid: true }
+    }
+}
+
+/// UDP flows that connection tracking still sends where they should no longer go. Delete them after the rules changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StaleFlows {
+    /// Flows that entered at a frontend and go to a backend that it no longer has.
+    To(Frontend, Backend),
+    /// Flows that entered at a frontend before it had backends, and so go nowhere.
+    Untranslated(Frontend),
+}
+
+/// What one [`Mode::apply`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Whether the whole state was compared with the kernel's, not just what changed.
+    pub full: bool,
+    /// How many objects (chains, elements, …) were written or deleted.
+    pub written: usize,
+    /// Flows to delete.
+    pub stale: Vec<StaleFlows>,
+}
+
+impl Applied {
+    /// Notes what a change of backends at a UDP frontend leaves behind.
+    fn note_stale(&mut self, frontend: Frontend, old: &[Backend], new: &[Backend]) {
+        if frontend.protocol != Protocol::Udp {
+            return;
+        }
+        let gone = old.iter().filter(|backend| !new.contains(backend));
+        self.stale.extend(gone.map(|backend| StaleFlows::To(frontend, *backend)));
+        if old.is_empty() && !new.is_empty() {
+            self.stale.push(StaleFlows::Untranslated(frontend));
+        }
+    }
+}
+
+/// A mode at work.
+pub trait Mode: Send {
+    /// Brings changed Services into the kernel. The first call must carry every Service: what the kernel holds of an
+    /// earlier run and no Service asks for is removed then. After an error call again, with no changes or more of them:
+    /// nothing that was handed over is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]; established connections are not harmed by it.
+    fn apply(&mut self, changes: Vec<Change>) -> Result<Applied>;
+}
+
+/// One line of [`MODES`].
+pub struct Description {
+    /// The value of `mode:` in the configuration.
+    pub name: &'static str,
+    /// Starts the mode for the network namespace that the calling thread is in.
+    pub open: fn(&Settings) -> Result<Box<dyn Mode>>,
+    /// Removes everything that the mode ever left in the kernel; nothing to remove is no error.
+    pub cleanup: fn() -> Result<()>,
+}
+
+/// Every mode there is.
+pub const MODES: &[Description] =
+    &[Description { name: nftables::NAME, open: nftables::open, cleanup: nftables::cleanup }];
+
+/// The mode of that name.
+///
+/// # Errors
+/// [`Error::UnknownMode`] with the names there are.
+pub fn find(name: &str) -> Result<&'static Description> {
+    MODES.iter().find(|mode| mode.name == name).ok_or_else(|| Error::UnknownMode {
+        name: name.to_owned(),
+        supported: MODES.iter().map(|mode| mode.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Both address families, in the order in which modes handle them.
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

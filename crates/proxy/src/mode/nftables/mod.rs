@@ -1,0 +1,47 @@
+#![doc = include_str!("README.md")]
+
+mod apply;
+pub mod render;
+mod table;
+pub mod trace;
+
+pub use apply::Nftables;
+
+use podwire_kernel::nftables::{Batch, Family, Kernel, Nftables as _, Table};
+
+use crate::{
+    Error, Result,
+    mode::{Mode, Settings},
+};
+
+/// The value of `mode:` in the configuration.
+pub const NAME: &str = "nftables";
+
+/// Starts the mode for the network namespace that the calling thread is in.
+///
+/// # Errors
+/// When the kernel has no nf_tables.
+pub fn open(settings: &Settings) -> Result<Box<dyn Mode>> {
+    let kernel = Kernel::open().map_err(failed)?;
+    Ok(Box::new(Nftables::new(kernel, settings.clone())))
+}
+
+/// Deletes the mode's tables.
+///
+/// # Errors
+/// When the kernel refuses it; that there is none is no error.
+pub fn cleanup() -> Result<()> {
+    let mut kernel = Kernel::open().map_err(failed)?;
+    let mut batch = Batch::new();
+    for family in [Family::Ip, Family::Ip6] {
+        let table = Table::new(family, render::TABLE);
+        if kernel.tables().map_err(failed)?.iter().any(|info| info.table == table) {
+            batch.delete_table(&table);
+        }
+    }
+    kernel.commit(&batch).map_err(failed)
+}
+
+fn failed(source: podwire_kernel::Error) -> Error {
+    Error::Kernel { mode: NAME, source }
+}

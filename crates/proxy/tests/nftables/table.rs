@@ -1,0 +1,91 @@
+//! The packet table, traced through the rendered rules.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use podwire_kernel::nftables::{Fake, Table};
+use podwire_proxy::{
+    Tracker,
+    mode::{
+        Mode, Settings,
+        nftables::{
+            Nftables,
+            render::TABLE,
+            trace::{self, Fate},
+        },
+    },
+    plan::Me,
+};
+use podwire_testkit::packet_table::{self, Outcome, Packet, World};
+
+pub fn settings(world: &World) -> Settings {
+    Settings { pod_ranges: vec![world.pods], ..Settings::default() }
+}
+
+pub fn tracker() -> Tracker {
+    Tracker::new(Me { node: "node1".into(), ..Me::default() })
+}
+
+pub fn table() -> Table {
+    Table::new(podwire_kernel::nftables::Family::Ip, TABLE)
+}
+
+/// The mode over a fake kernel that holds `world`.
+pub fn applied(world: &World) -> Nftables<Fake> {
+    let mut tracker = tracker();
+    tracker.set_services(world.services.clone());
+    tracker.set_slices(world.slices.clone());
+    let mut mode = Nftables::new(Fake::new(), settings(world));
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    mode
+}
+
+/// What the rules in `kernel` do with a packet.
+pub fn traced(kernel: &Fake, world: &World, packet: &Packet) -> Outcome {
+    let table = &kernel.ruleset()[&table()];
+    let packet = trace::Packet {
+        source: packet.from,
+        destination: packet.to.ip(),
+        protocol: packet.protocol.number(),
+        port: packet.to.port(),
+    };
+    let fates = trace::trace(table, packet, &world.node_addresses).unwrap();
+    let mut sent = BTreeSet::new();
+    for fate in &fates {
+        match fate {
+            Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), *masqueraded)),
+            other => {
+                assert_eq!(fates.len(), 1, "{other:?} among {fates:?}");
+                return match other {
+                    Fate::Rejected => Outcome::Rejected,
+                    Fate::Dropped => Outcome::Dropped,
+                    _ => Outcome::Untouched,
+                };
+            }
+        };
+    }
+    Outcome::Sent(sent)
+}
+
+/// Every row, traced.
+pub fn assert_rows(kernel: &Fake, world: &World, road: &str) {
+    for row in packet_table::rows() {
+        assert_eq!(traced(kernel, world, &row.packet), row.outcome, "{} ({road})", row.name);
+    }
+}
+
+#[test]
+fn every_row_of_the_packet_table() {
+    let world = packet_table::world();
+    assert_rows(applied(&world).kernel(), &world, "at once");
+}
+
+#[test]
+fn every_state_of_the_history_as_the_oracle_says() {
+    for world in packet_table::history() {
+        let mode = applied(&world);
+        for row in packet_table::rows() {
+            let oracle = packet_table::expected(&world, &row.packet);
+            assert_eq!(traced(mode.kernel(), &world, &row.packet), oracle, "{}", row.name);
+        }
+    }
+}
