@@ -119,7 +119,9 @@ pub enum RemoteError {
 impl fmt::Display for RemoteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RemoteError::NotFound(why) | RemoteError::BadRequest(why) | RemoteError::Unavailable(why) => f.write_str(why),
+            RemoteError::NotFound(why) | RemoteError::BadRequest(why) | RemoteError::Unavailable(why) => {
+                f.write_str(why)
+            }
         }
     }
 }
@@ -132,10 +134,14 @@ pub struct NoNodes;
 
 impl NodeProxy for NoNodes {
     fn logs<'a>(&'a self, node: &'a str, _: LogRequest) -> BoxFuture<'a, Result<LogStream, RemoteError>> {
-        Box::pin(async move { Err(RemoteError::Unavailable(format!("this API server cannot reach node {node:?} for logs"))) })
+        Box::pin(async move {
+            Err(RemoteError::Unavailable(format!("this API server cannot reach node {node:?} for logs")))
+        })
     }
 
     fn exec<'a>(&'a self, node: &'a str, _: ExecRequest) -> BoxFuture<'a, Result<ExecSession, RemoteError>> {
-        Box::pin(async move { Err(RemoteError::Unavailable(format!("this API server cannot reach node {node:?} for exec"))) })
+        Box::pin(async move {
+            Err(RemoteError::Unavailable(format!("this API server cannot reach node {node:?} for exec")))
+        })
     }
 }

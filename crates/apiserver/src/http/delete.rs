@@ -1,0 +1,100 @@
+//! delete and deletecollection.
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    body::{self, Body, json},
+    path::Target,
+    query::Query,
+    read::{Selection, render},
+    shape::{self, Include, Shape},
+};
+use crate::{
+    kinds::Kind,
+    object::{name, namespace, number, text},
+    registry::{DeleteOptions, Deleted},
+    status::Status,
+    store::Key,
+};
+
+/// DELETE of an object.
+pub(super) async fn one(
+    context: &Context,
+    target: &Target,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Status> {
+    let options = options(&context.query, request).await?;
+    let text = match context.api.delete(target.kind, &target.key(), &options)? {
+        Deleted::Pending(object) => render(context, target.kind, &object),
+        Deleted::Gone(object) => success(target.kind, object.value()).to_string().into(),
+    };
+    Ok(json(StatusCode::OK, text))
+}
+
+/// DELETE of all selected objects of a collection.
+pub(super) async fn collection(
+    context: &Context,
+    target: &Target,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Status> {
+    let selection = Selection::of(target, &context.query)?;
+    let options = options(&context.query, request).await?;
+    let listing = context.api.store.list(target.kind.collection, target.namespace.as_deref());
+    let chosen: Vec<_> = listing.items.iter().filter(|o| selection.takes(o)).collect();
+    for object in &chosen {
+        let value = object.value();
+        let key = Key { namespace: namespace(value).to_owned(), name: name(value).to_owned() };
+        match context.api.delete(target.kind, &key, &options) {
+            Ok(_) => {}
+            // Someone else was faster.
+            Err(status) if status.code == StatusCode::NOT_FOUND => {}
+            Err(status) => return Err(status),
+        }
+    }
+    let list = shape::many(target.kind, chosen.iter().map(|o| &***o), listing.revision, (Shape::Plain, Include::None));
+    Ok(json(StatusCode::OK, list))
+}
+
+fn success(kind: &Kind, object: &Value) -> Value {
+    let mut details = json!({"name": name(object), "kind": kind.plural, "uid": object["metadata"]["uid"]});
+    if !kind.group.is_empty() {
+        details["group"] = kind.group.into();
+    }
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+}
+
+/// `DeleteOptions` come in the body or in the query.
+pub(super) async fn options(query: &Query, request: Request<Incoming>) -> Result<DeleteOptions, Status> {
+    let bytes = body::read(request).await?;
+    let sent = if bytes.is_empty() { Value::Null } else { body::parse(&bytes)? };
+    of_value(query, &sent)
+}
+
+/// The same from a body that has been read.
+pub(super) fn of_value(query: &Query, sent: &Value) -> Result<DeleteOptions, Status> {
+    let pick = |pointer: &str, parameter: &str| {
+        [text(sent, pointer), query.text(parameter)].into_iter().find(|t| !t.is_empty()).map(str::to_owned)
+    };
+    let mut propagation = pick("/propagationPolicy", "propagationPolicy");
+    if sent["orphanDependents"] == true || query.flag("orphanDependents") {
+        propagation = Some("Orphan".to_owned());
+    }
+    if let Some(other) = propagation.as_deref().filter(|p| !matches!(*p, "Foreground" | "Background" | "Orphan")) {
+        return Err(Status::bad_request(format!(
+            "propagationPolicy: {other:?} is none of Foreground, Background, Orphan"
+        )));
+    }
+    Ok(DeleteOptions {
+        dry_run: query.dry_run()? || sent["dryRun"] == json!(["All"]),
+        grace: match number(sent, "/gracePeriodSeconds") {
+            Some(seconds) => Some(seconds),
+            None => query.number("gracePeriodSeconds")?,
+        },
+        propagation,
+        uid: pick("/preconditions/uid", ""),
+        revision: pick("/preconditions/resourceVersion", ""),
+    })
+}
