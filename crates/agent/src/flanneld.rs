@@ -11,7 +11,6 @@ use podwire_k8s::{
     Client, Event, convert,
     k8s_openapi::api::core::v1 as core,
     kube::{Api, runtime::watcher},
-    watch,
 };
 use podwire_kernel::{
     nftables::{self, Nftables},
@@ -27,8 +26,10 @@ use podwire_overlay::{
     subnet_env::SubnetEnv,
     uplink,
 };
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+mod healthz;
 mod links;
 mod publish;
 
@@ -69,6 +70,15 @@ pub struct Args {
     /// How to reach the API server [default: as the pod's service account]
     #[arg(long, value_name = "FILE")]
     kubeconfig_file: Option<PathBuf>,
+    /// Name of this node's Node object [default: $NODE_NAME, or the node of the Pod $POD_NAME]
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Address to answer /healthz and /readyz on
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    healthz_ip: std::net::IpAddr,
+    /// Port to answer /healthz and /readyz on; 0 for none
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    healthz_port: u16,
     /// Prefix of the node annotations: DOMAIN or DOMAIN/NAME
     #[arg(long, value_name = "PREFIX", default_value = lease::DEFAULT_PREFIX)]
     kube_annotation_prefix: String,
@@ -88,14 +98,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let config = config::parse(&text).with_context(|| format!("reading {}", path.display()))?;
     let client = Client::from_kubeconfig_or_cluster(args.kubeconfig_file.clone()).await?;
-    let name = node_name(&client).await?;
+    let name = match args.node_name.as_deref() {
+        Some(name) => name.into(),
+        None => node_name(&client).await?,
+    };
     info!(node = %name, network = %config.network, backend = config.backend.name(), "starting");
 
     let nodes = Api::<core::Node>::all(client.kube());
-    let mut events = pin!(watch(nodes.clone(), watcher::Config::default()));
+    let mut events = pin!(podwire_k8s::watch(nodes.clone(), watcher::Config::default()));
     let mut stop = pin!(stopped()?);
     let mut removals = links::removals()?;
     let mut daemon = Daemon::new(args, config, name, nodes)?;
+    if let (ip, port @ 1..) = (daemon.args.healthz_ip, daemon.args.healthz_port) {
+        healthz::serve((ip, port).into(), daemon.ready.subscribe()).await?;
+    }
     loop {
         tokio::select! {
             () = &mut stop => break,
@@ -167,8 +183,8 @@ struct Daemon {
     rules: bool,
     /// The NetworkUnavailable condition is set.
     announced: bool,
-    /// subnet.env is written.
-    ready: bool,
+    /// subnet.env is written: pods can be attached.
+    ready: watch::Sender<bool>,
     /// Something failed: work again after this, even if nothing happens.
     retry_in: Option<Duration>,
 }
@@ -184,7 +200,7 @@ impl Daemon {
             leases: BTreeMap::new(),
             rules: false,
             announced: !args.set_node_network_unavailable,
-            ready: false,
+            ready: watch::Sender::new(false),
             retry_in: None,
             args,
             name,
@@ -339,9 +355,9 @@ impl Daemon {
                 }
             }
         }
-        if settled && !self.ready {
-            self.ready = attempt("telling the CNI plugin", self.write_subnet_env());
-            settled = self.ready;
+        if settled && !*self.ready.borrow() {
+            settled = attempt("telling the CNI plugin", self.write_subnet_env());
+            self.ready.send_replace(settled);
         }
         Ok(settled)
     }
