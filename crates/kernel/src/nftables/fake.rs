@@ -56,8 +56,8 @@ pub type Ruleset = BTreeMap<Table, TableState>;
 pub struct Fake {
     ruleset: Ruleset,
     next_handle: u64,
-    operations: u64,
-    fail_every: Option<u64>,
+    random: u64,
+    fail_one_in: Option<u64>,
     commits: Vec<Batch>,
 }
 
@@ -67,16 +67,17 @@ impl Fake {
         Self::default()
     }
 
-    /// Makes every `n`th operation (a commit or a listing) fail with ENOBUFS and do nothing.
+    /// Makes one in `n` operations (commits and listings) fail with ENOBUFS and do nothing: at random, but the same
+    /// ones in every run.
     #[must_use]
-    pub fn failing_every(mut self, n: u64) -> Self {
-        self.fail_every = Some(n);
+    pub fn failing_one_in(mut self, n: u64) -> Self {
+        self.fail_one_in = Some(n);
         self
     }
 
     /// Ends the failures.
     pub fn heal(&mut self) {
-        self.fail_every = None;
+        self.fail_one_in = None;
     }
 
     /// The state.
@@ -95,11 +96,10 @@ impl Fake {
     }
 
     fn operate(&mut self, what: &str) -> Result<()> {
-        self.operations += 1;
-        match self.fail_every {
-            Some(n) if self.operations.is_multiple_of(n) => Err(Error::refused(what, libc::ENOBUFS)),
-            _ => Ok(()),
-        }
+        let Some(n) = self.fail_one_in else { return Ok(()) };
+        // Knuth's linear congruential generator; its high bits are the good ones.
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if (self.random >> 33) % n == 0 { Err(Error::refused(what, libc::ENOBUFS)) } else { Ok(()) }
     }
 
     fn table(&mut self, table: &Table, what: &str) -> Result<&TableState> {
