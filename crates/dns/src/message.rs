@@ -5,9 +5,9 @@ use std::{net::SocketAddr, time::Instant};
 use bytes::Bytes;
 use domain::{
     base::{
-        Message, MessageBuilder, Name, ParsedName, Question, StaticCompressor, Ttl,
+        Message, MessageBuilder, Name, NameBuilder, ParsedName, Question, StaticCompressor, Ttl,
         iana::{Class, Opcode, OptRcode, Rcode, Rtype},
-        name::FlattenInto,
+        name::{FlattenInto, PushError},
     },
     rdata::AllRecordData,
 };
@@ -364,4 +364,16 @@ pub fn encode_rejection(packet: &[u8], rcode: OptRcode) -> Vec<u8> {
 /// A record of class IN.
 pub fn record(owner: DnsName, ttl: u32, data: impl Into<Data>) -> Record {
     Record::new(owner, Class::IN, Ttl::from_secs(ttl), data.into())
+}
+
+/// The name made of `labels` and `zone`.
+///
+/// # Errors
+/// A label is empty or longer than 63 bytes, or the name is longer than 255.
+pub fn name_below(labels: &[&[u8]], zone: &DnsName) -> Result<DnsName, PushError> {
+    let mut name = NameBuilder::bytes_with_capacity(Name::MAX_LEN);
+    for label in labels {
+        name.append_label(label)?;
+    }
+    name.append_origin(zone).map_err(|_| PushError::LongName)
 }

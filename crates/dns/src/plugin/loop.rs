@@ -15,7 +15,7 @@ use tracing::error;
 use super::{Plugin, Step};
 use crate::{
     corefile::{CorefileError, Directive},
-    message::{Arrival, DnsName, Query, Reply, Transport},
+    message::{Arrival, DnsName, Query, Reply, Transport, name_below},
     program::SiteBuilder,
     router::Router,
 };
@@ -38,9 +38,9 @@ pub(super) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>) -> Result
     directive.plain(0, 0)?;
     let Some(zone) = site.zones().into_iter().next() else { return Ok(()) };
     let random = &site.environment.random;
-    let text = format!("{:016x}.{:016x}.{}", random.next(), random.next(), zone.fmt_with_dot());
-    let probe =
-        DnsName::bytes_from_str(&text).map_err(|error| directive.error(format!("loop: zone too long: {error}")))?;
+    let label = || format!("{:016x}", random.next());
+    let probe = name_below(&[label().as_bytes(), label().as_bytes()], &zone)
+        .map_err(|error| directive.error(format!("loop: zone too long: {error}")))?;
     let random = random.next();
     site.add(Loop { probe, random, seen: Arc::default(), found: AtomicBool::new(false) });
     Ok(())

@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use domain::{
-    base::{Name, NameBuilder, Serial, Ttl, iana::Rtype, name::PushError},
+    base::{Serial, Ttl, iana::Rtype, name::PushError},
     rdata::{A, Aaaa, Cname, Ptr, Soa, Srv, Txt},
 };
 
 use super::{Kubernetes, PodMode};
 use crate::{
-    message::{Data, DnsName, Query, Record, record},
+    message::{Data, DnsName, Query, Record, name_below, record},
     view::{Asked, Host, Labels, PointerTarget, ServiceName, Target, View, dashed_address, reverse_address},
 };
 
@@ -215,14 +215,6 @@ fn host_name(host: Host<'_>, service: &str, namespace: &str, zone: &DnsName) -> 
         Host::Named(host) => name_below(&[host.as_bytes(), service, namespace, b"svc"], zone),
         Host::Dashed(address) => name_below(&[dashed(address).as_bytes(), service, namespace, b"svc"], zone),
     }
-}
-
-fn name_below(labels: &[&[u8]], zone: &DnsName) -> Result<DnsName, PushError> {
-    let mut name: NameBuilder<_> = NameBuilder::bytes_with_capacity(Name::MAX_LEN);
-    for label in labels {
-        name.append_label(label)?;
-    }
-    name.append_origin(zone).map_err(|_| PushError::LongName)
 }
 
 /// An address as a label: `10-244-0-7`, `fd00--7`. A label does not end with a dash, so an address ending in `::` gets a 0.
