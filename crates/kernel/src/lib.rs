@@ -3,6 +3,7 @@
 //! Each module is a trait, the real thing, and a strict fake that refuses what the kernel refuses. Nothing here runs
 //! another program and nothing needs an async runtime: the kernel answers a netlink request before `send` returns.
 
+pub mod conntrack;
 mod error;
 pub mod mount;
 pub mod netlink;
