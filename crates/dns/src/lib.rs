@@ -15,7 +15,6 @@
 //! Time and randomness come with each query ([`message::Arrival`]). Only [`server`] and the plugins that talk to others
 //! (`forward`, `loop`) do IO.
 
-pub mod bench;
 pub mod cluster;
 pub mod corefile;
 pub mod message;

@@ -1,1 +1,0 @@
-//! What `cargo xtask bench dns` measures.
