@@ -184,12 +184,7 @@ fn written(kind: Kind, answer: Value) -> Result<Outcome, Error> {
 }
 
 /// One request; a PATCH is an RFC 7396 merge patch.
-pub(super) async fn request(
-    client: &Client,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-) -> Result<Value, Error> {
+pub(super) async fn request(client: &Client, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Error> {
     let what = format!("{method} {path}");
     let content = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let bytes = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();

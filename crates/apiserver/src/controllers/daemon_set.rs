@@ -89,8 +89,7 @@ pub(super) fn plan(world: &World, id: &Id, context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let Some(set) = world.daemon_sets.get(&id.namespace, &id.name) else { return plan };
     let Some(spec) = &set.spec else { return plan };
-    let claim =
-        meta::claim(&set.metadata, &spec.selector, world.pods.in_namespace(&id.namespace).map(AsRef::as_ref));
+    let claim = meta::claim(&set.metadata, &spec.selector, world.pods.in_namespace(&id.namespace).map(AsRef::as_ref));
     pods::settle(&claim, Kind::DaemonSet, &set.metadata, &mut plan);
     let owned: Vec<&Pod> = claim.owned.iter().chain(&claim.adopt).copied().collect();
     let hash = meta::template_hash(&spec.template, 0);

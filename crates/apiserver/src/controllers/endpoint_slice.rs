@@ -51,7 +51,8 @@ pub(super) fn plan(world: &World, id: &Id, _: &Context<'_>) -> Plan {
     }
     let backends = endpoints::backends(world, service);
     let trigger = endpoints::trigger(service, &backends).map(|time| time.to_string());
-    let publisher = Publisher { service, labels: endpoints::labels(service, &[(SERVICE, &id.name), MANAGED_BY]), trigger };
+    let publisher =
+        Publisher { service, labels: endpoints::labels(service, &[(SERVICE, &id.name), MANAGED_BY]), trigger };
     publisher.publish(published, groups(world, service, &backends), &mut plan);
     plan
 }

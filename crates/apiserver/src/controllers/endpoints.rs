@@ -55,7 +55,8 @@ pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
                 ids.extend(endpoints.metadata.name.as_ref().map(|name| Id::new(Kind::Service, namespace, name)));
             }
             Object::EndpointSlice(slice) => {
-                let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(super::endpoint_slice::SERVICE));
+                let service =
+                    slice.metadata.labels.as_ref().and_then(|labels| labels.get(super::endpoint_slice::SERVICE));
                 ids.extend(service.map(|name| Id::new(Kind::Service, namespace, name)));
             }
             Object::Node(node) if zone_changed(change) => {
@@ -189,8 +190,7 @@ pub(super) fn plan(world: &World, id: &Id, _: &Context<'_>) -> Plan {
     let Some(service) = world.services.get(&id.namespace, &id.name) else {
         // Not those of a Service without selector: they are their author's.
         let ours = published.filter(|e| e.metadata.labels.as_ref().is_some_and(|l| l.contains_key(MANAGED_BY.0)));
-        plan.actions
-            .extend(ours.map(|e| action::delete(Kind::Endpoints, &e.metadata, Deletion::Background).into()));
+        plan.actions.extend(ours.map(|e| action::delete(Kind::Endpoints, &e.metadata, Deletion::Background).into()));
         return plan;
     };
     if selector(service).is_none() || service.metadata.deletion_timestamp.is_some() {

@@ -21,12 +21,17 @@ const GRACE: SignedDuration = SignedDuration::from_secs(40);
 /// The conditions that are `Unknown` once a node is silent.
 const HEARD_FROM: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
-/// Nodes, their Leases, and pods that begin or end on a node.
-pub(super) fn concerns(_: &World, change: &Change) -> Vec<Id> {
+/// Nodes, their Leases, and pods that claim to be ready on a node of which nothing is known.
+pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
     let mut ids = Vec::new();
     for object in change.states() {
         match object {
             Object::Node(node) => ids.push(action::id(Kind::Node, &node.metadata)),
+            Object::Pod(pod) if pods::ready(pod) => {
+                let node = pods::node(pod).and_then(|name| world.nodes.get("", name));
+                let unknown = node.filter(|node| nodes::condition(node, "Ready") == Some("Unknown"));
+                ids.extend(unknown.map(|node| action::id(Kind::Node, &node.metadata)));
+            }
             Object::Lease(lease) if lease.metadata.namespace.as_deref() == Some(LEASES) => {
                 ids.push(Id::new(Kind::Node, "", lease.metadata.name.as_deref().unwrap_or_default()));
             }
@@ -46,14 +51,13 @@ pub(super) fn plan(world: &World, id: &Id, context: &Context<'_>) -> Plan {
     let stale_at = last_heard(world, node).and_then(|heard| heard.checked_add(GRACE).ok());
     let silent = stale_at.is_some_and(|at| at <= context.now);
     if silent {
-        plan.actions.extend(declare_unknown(node, context.now));
         plan.actions.extend(unready_pods(world, &id.name, context.now));
     } else {
         plan.look_again(stale_at);
     }
-    if plan.actions.is_empty() {
-        plan.actions.extend(retaint(node, context.now));
-    }
+    let unknown = if silent { declare_unknown(node, context.now) } else { None };
+    // One write to the node at a time: the taints follow once its conditions are known.
+    plan.actions.extend(unknown.or_else(|| retaint(node, context.now)));
     plan
 }
 
@@ -110,7 +114,8 @@ fn unready_pods(world: &World, node: &str, now: Timestamp) -> Vec<Action> {
 /// Brings the taints that conditions imply in line with the conditions; leaves all others.
 fn retaint(node: &Node, now: Timestamp) -> Option<Action> {
     let implied = nodes::implied_taints(node);
-    let ours = |key: &str| key == nodes::UNSCHEDULABLE || nodes::CONDITION_TAINTS.iter().any(|(_, _, taint)| *taint == key);
+    let ours =
+        |key: &str| key == nodes::UNSCHEDULABLE || nodes::CONDITION_TAINTS.iter().any(|(_, _, taint)| *taint == key);
     let mut new = node.clone();
     let taints = new.spec.get_or_insert_default().taints.get_or_insert_default();
     taints.retain(|t| t.effect != "NoSchedule" || !ours(&t.key) || implied.contains(&t.key.as_str()));

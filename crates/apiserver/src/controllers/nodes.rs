@@ -134,10 +134,10 @@ mod tests {
 
     #[test]
     fn selectors_and_affinity() {
-        let affinity = |term: Value| {
-            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}})
+        let affinity = |term: Value| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
+        let by = |list: &str, key: &str, value: &str| {
+            affinity(json!({list: [{"key": key, "operator": "In", "values": [value]}]}))
         };
-        let by = |list: &str, key: &str, value: &str| affinity(json!({list: [{"key": key, "operator": "In", "values": [value]}]}));
         for (fields, expected) in [
             (json!({}), true),
             (json!({"nodeSelector": {"disk": "ssd"}}), true),

@@ -10,7 +10,9 @@ use super::{
 /// Pods with a node or being deleted, and pods of a node that is gone.
 pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
     match (&change.old, &change.new) {
-        (_, Some(object @ Object::Pod(pod))) if pods::node(pod).is_some() || pods::terminating(pod) => vec![object.id()],
+        (_, Some(object @ Object::Pod(pod))) if pods::node(pod).is_some() || pods::terminating(pod) => {
+            vec![object.id()]
+        }
         (Some(Object::Node(node)), None) => {
             let there = world.pods.iter().filter(|pod| pods::node(pod) == node.metadata.name.as_deref());
             there.map(|pod| Object::Pod(pod.clone()).id()).collect()

@@ -55,8 +55,7 @@ pub(super) fn plan(world: &World, id: &Id, context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let Some(set) = world.replica_sets.get(&id.namespace, &id.name) else { return plan };
     let Some(spec) = &set.spec else { return plan };
-    let claim =
-        meta::claim(&set.metadata, &spec.selector, world.pods.in_namespace(&id.namespace).map(AsRef::as_ref));
+    let claim = meta::claim(&set.metadata, &spec.selector, world.pods.in_namespace(&id.namespace).map(AsRef::as_ref));
     pods::settle(&claim, Kind::ReplicaSet, &set.metadata, &mut plan);
     let active: Vec<&Pod> = claim.owned.iter().chain(&claim.adopt).copied().filter(|pod| pods::active(pod)).collect();
     if set.metadata.deletion_timestamp.is_none() {
@@ -82,8 +81,7 @@ fn scale(world: &World, set: &ReplicaSet, spec: &ReplicaSetSpec, active: &[&Pod]
         let pod = pods::from_template(template, Kind::ReplicaSet, &set.metadata);
         let write = action::create(Kind::Pod, &pod);
         for _ in active.len()..wanted {
-            let report =
-                Report::normal(SOURCE, about.clone(), "SuccessfulCreate", "Created pod: {name}".to_owned());
+            let report = Report::normal(SOURCE, about.clone(), "SuccessfulCreate", "Created pod: {name}".to_owned());
             plan.push(action::Action::from(write.clone()).reporting(report));
         }
     }

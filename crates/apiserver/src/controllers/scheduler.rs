@@ -116,7 +116,8 @@ pub(super) fn plan(world: &World, _: &Id, context: &Context<'_>) -> Plan {
         (std::cmp::Reverse(priority), created, &pod.metadata.namespace, &pod.metadata.name)
     });
     for pod in waiting {
-        let Some(spec) = pod.spec.as_ref().filter(|spec| spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)) else {
+        let Some(spec) = pod.spec.as_ref().filter(|spec| spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty))
+        else {
             continue;
         };
         match choose(&mut seats, pod, spec) {
@@ -177,9 +178,10 @@ fn choose<'s, 'a>(seats: &'s mut [Seat<'a>], pod: &Pod, spec: &PodSpec) -> Resul
 /// A hard demand that this scheduler cannot judge: better refused than ignored.
 fn unsupported(spec: &PodSpec) -> Option<&'static str> {
     let affinity = spec.affinity.as_ref();
-    let near = affinity.and_then(|a| a.pod_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
-    let far =
-        affinity.and_then(|a| a.pod_anti_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
+    let near =
+        affinity.and_then(|a| a.pod_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
+    let far = affinity
+        .and_then(|a| a.pod_anti_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
     let mut spread = spec.topology_spread_constraints.iter().flatten();
     if near.is_some_and(|terms| !terms.is_empty()) {
         Some("required podAffinity")

@@ -125,9 +125,7 @@ impl Shell<'_> {
                 self.world.replace(kind, objects)
             }
             Input::Applied(object) => self.world.apply(object).into_iter().collect(),
-            Input::Deleted(object) => {
-                self.world.remove(&object.id(), object.uid(), false).into_iter().collect()
-            }
+            Input::Deleted(object) => self.world.remove(&object.id(), object.uid(), false).into_iter().collect(),
         };
         changes.iter().for_each(|change| self.changed(change));
     }

@@ -19,8 +19,6 @@ use super::{
 mod revision;
 mod rollout;
 mod status;
-#[cfg(test)]
-mod tests;
 
 const SOURCE: &str = "deployment-controller";
 
