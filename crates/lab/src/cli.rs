@@ -57,7 +57,7 @@ pub struct UpArgs {
     /// Range of Service addresses.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/12")]
     service_cidr: Ipv4Net,
-    /// A nameserver on the nodes' network for names outside the cluster; without one they fail at once.
+    /// The nameserver for names outside the cluster; without one they fail at once.
     #[arg(long, value_name = "ADDRESS")]
     upstream_dns: Option<IpAddr>,
 }
@@ -169,10 +169,8 @@ fn list() -> Result<()> {
 }
 
 fn show_status(name: &str) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .trying(|| "ask the lab's API server")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().trying(|| "ask the lab's API server")?;
     print!("{}", render(&runtime.block_on(status::status(name))?));
     Ok(())
 }

@@ -3,7 +3,10 @@
 //! It makes the lab's mount namespace, starts the supervisor, takes the exit status of orphans, passes SIGTERM on, and
 //! exits when the supervisor does. Its standard input is the lab's locked directory: the lock goes when it goes.
 
-use std::process::{Command, Stdio};
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
 
 use podwire_kernel::{
     mount,
@@ -24,6 +27,7 @@ pub fn run(config: &str) -> Result<u8> {
     mount::proc("/proc".as_ref())?;
     let signals = BlockedSignals::new(&[Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])?;
     let supervisor = Command::new("/proc/self/exe")
+        .arg0("podwire")
         .args(["lab-supervisor", config])
         .stdin(Stdio::null())
         .spawn()

@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     fs::File,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, SystemTime},
@@ -100,11 +100,11 @@ struct Starting {
 fn start(config: &Config, directory: &Directory, lock: File) -> Result<Starting> {
     let started = SystemTime::now();
     let log = File::create(directory.log()).trying(|| format!("create {}", directory.log().display()))?;
-    let config_text =
-        serde_json::to_string(config).map_err(std::io::Error::from).trying(|| "describe the lab")?;
+    let config_text = serde_json::to_string(config).map_err(std::io::Error::from).trying(|| "describe the lab")?;
     let (progress, writer) = std::io::pipe().trying(|| "open a pipe")?;
     ns::unshare(&[Kind::Pid])?;
     let pid = Command::new("/proc/self/exe")
+        .arg0("podwire")
         .args(["lab-init", &config_text])
         .env_clear()
         .envs(env::vars_os().filter(|(name, _)| ["PATH", "RUST_LOG", "RUST_BACKTRACE"].iter().any(|kept| name == kept)))

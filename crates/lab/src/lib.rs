@@ -1,9 +1,16 @@
 //! A multi-node cluster network on one machine: nodes and pods as namespaces, on an underlay that is a namespace too.
 
+pub mod cli;
+pub mod container;
+mod control_plane;
+mod dns_relay;
 mod enter;
 mod error;
 mod init;
+pub mod kubelet;
+mod launch;
 mod manifests;
+pub mod myapp;
 pub mod node;
 mod preflight;
 mod progress;
@@ -11,6 +18,7 @@ mod ready;
 pub mod rootfs;
 pub mod state;
 pub mod status;
+mod supervisor;
 pub mod topology;
 pub mod underlay;
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Context, Error, Result},
+    kubelet,
     rootfs::Rootfs,
 };
 
@@ -164,8 +165,5 @@ fn say_up() -> Result<()> {
 fn run_kubelet(config: NodeConfig, listener: UnixListener) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().trying(|| "start the kubelet's runtime")?;
-    runtime.block_on(async {
-        drop((config, listener));
-        Ok(())
-    })
+    runtime.block_on(kubelet::run(config, listener))
 }

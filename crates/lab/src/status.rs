@@ -139,7 +139,7 @@ fn entries(proc: &Path) -> Result<BTreeMap<u32, Entry>> {
 
 /// What one of our processes is called in the output; `None` for other programs.
 fn own_name(arguments: &[String]) -> Option<String> {
-    let is_ours = arguments.first().is_some_and(|program| program == "/proc/self/exe" || program.ends_with("/podwire"));
+    let is_ours = arguments.first().is_some_and(|program| ["podwire", "exe"].contains(&base_name(program)));
     let name = arguments.get(1).filter(|_| is_ours)?;
     Some(match name.as_str() {
         "lab-init" => "init".to_owned(),
@@ -147,6 +147,10 @@ fn own_name(arguments: &[String]) -> Option<String> {
         "lab-node" => "kubelet".to_owned(),
         name => name.to_owned(),
     })
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 fn machine_of(pid: u32, entries: &BTreeMap<u32, Entry>, machines: &BTreeMap<u32, &str>) -> String {
@@ -172,8 +176,8 @@ mod tests {
     fn processes_are_named_and_placed() {
         let entry = |parent, line: &str| Entry { parent, arguments: line.split(' ').map(str::to_owned).collect() };
         let entries = BTreeMap::from([
-            (1, entry(0, "/proc/self/exe lab-init {}")),
-            (2, entry(1, "/proc/self/exe lab-supervisor {}")),
+            (1, entry(0, "podwire lab-init {}")),
+            (2, entry(1, "podwire lab-supervisor {}")),
             (5, entry(2, "/proc/self/exe lab-node")),
             (9, entry(5, "/usr/local/bin/podwire kube-proxy --config=x")),
             (10, entry(9, "sh -c x")),

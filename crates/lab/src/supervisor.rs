@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     process::Stdio,
@@ -23,18 +24,22 @@ use tokio::{
 
 use crate::{
     control_plane::ControlPlane,
+    dns_relay::DnsRelay,
     error::{Context, Error, Result},
     manifests,
     node::{CNI_BIN_DIR, CNI_CONF_DIR, Executables, Kubelet, MachineSpec, NodeConfig},
     progress::Progress,
     ready,
-    state::{self, Directory, Running, RunningMachine},
+    state::{Directory, Running, RunningMachine},
     topology::{self, API_PORT, CLUSTER_DOMAIN, GATEWAY, Machine, Options},
     underlay::Underlay,
 };
 
 /// How long a lab may take to come up before it is given up. It takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where nameservers listen.
+const DNS_PORT: u16 = 53;
 
 /// What the supervisor is told on its command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,8 +114,11 @@ impl Lab {
         let directory = Directory::of(&options.name)?;
         let mut underlay = Underlay::new()?;
         let control_plane = ControlPlane::start(options, &directory, underlay.listen(API_PORT)?).await?;
-        state::write_private(&directory.kubeconfig(), control_plane.kubeconfig.as_bytes())?;
         Progress::Step(format!("API server on {} and {GATEWAY}:{API_PORT}", control_plane.url)).send()?;
+        if let Some(upstream) = options.upstream_dns.filter(|address| !is_on_underlay(*address)) {
+            let relay = DnsRelay::new(underlay.bind(DNS_PORT)?, underlay.listen(DNS_PORT)?, upstream);
+            tokio::spawn(relay.trying(|| format!("relay DNS to {upstream}"))?.run());
+        }
 
         let mut started = Vec::new();
         for machine in options.nodes().into_iter().chain([topology::client()]) {
@@ -210,9 +218,15 @@ fn hosts(options: &Options) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{lines}")
 }
 
-/// A machine's own nameserver. Without an upstream nothing listens there, so names outside the cluster fail at once.
+/// A machine's own nameserver: the upstream, or the gateway, where there is a relay to it. Without an upstream nothing
+/// listens there, so names outside the cluster fail at once.
 fn resolv_conf(options: &Options) -> String {
-    format!("nameserver {}\n", options.upstream_dns.unwrap_or(GATEWAY.into()))
+    let direct = options.upstream_dns.filter(|address| is_on_underlay(*address));
+    format!("nameserver {}\n", direct.unwrap_or(GATEWAY.into()))
+}
+
+fn is_on_underlay(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if topology::UNDERLAY.contains(&address))
 }
 
 /// A machine whose process runs, and may not be up yet.
@@ -227,6 +241,7 @@ impl StartedMachine {
     async fn start(machine: Machine, network: Namespace, spec: &MachineSpec) -> Result<Self> {
         let failed = || format!("start {}", machine.name);
         let mut child = Command::new("/proc/self/exe")
+            .arg0("podwire")
             .arg("lab-node")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -3,7 +3,7 @@
 //! The host's own network namespace gets nothing. Namespaces are held open as files by the supervisor only.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     os::fd::AsFd,
 };
 
@@ -77,9 +77,12 @@ impl Underlay {
         self.namespace.run(|| TcpListener::bind((GATEWAY, port)).trying(|| format!("listen on {GATEWAY}:{port}")))
     }
 
-    /// The namespace itself.
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
+    /// A UDP socket on [`GATEWAY`], as [`Underlay::listen`].
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn bind(&self, port: u16) -> Result<UdpSocket> {
+        self.namespace.run(|| UdpSocket::bind((GATEWAY, port)).trying(|| format!("bind {GATEWAY}:{port}")))
     }
 }
 

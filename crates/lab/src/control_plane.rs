@@ -1,0 +1,74 @@
+//! The Kubernetes API of a lab and the controllers behind it, inside the supervisor.
+
+use std::{net::Ipv4Addr, net::TcpListener, sync::Arc};
+
+use podwire_apiserver::{
+    Server,
+    controllers::{self, Config},
+};
+use podwire_k8s::Client;
+use tokio::task::JoinHandle;
+
+use crate::{
+    error::{Context, Error, Result},
+    kubelet::remote::Nodes,
+    state::{self, Directory},
+    topology::{API_PORT, GATEWAY, NODE_MASK, Options},
+};
+
+/// A running control plane. It ends when it is dropped.
+pub struct ControlPlane {
+    /// The API server's URL on the host's loopback.
+    pub url: String,
+    /// The kubeconfig for the machines.
+    pub underlay_kubeconfig: String,
+    /// A client with the user's kubeconfig.
+    pub client: Client,
+    /// Answers as long as it is there.
+    _server: Server,
+    controllers: JoinHandle<()>,
+}
+
+impl ControlPlane {
+    /// Starts the API server on a free port of the host's loopback and on `underlay`, a socket on the underlay, then the
+    /// controllers; writes the user's kubeconfig.
+    ///
+    /// # Errors
+    /// A socket or file could not be had, or a certificate not be made.
+    pub async fn start(options: &Options, directory: &Directory, underlay: TcpListener) -> Result<Self> {
+        let failed = |error: &dyn std::error::Error| Error::Api {
+            tried: "start the API server".to_owned(),
+            reason: error.to_string(),
+        };
+        let advertised = (GATEWAY, API_PORT).into();
+        let server = Server::builder()
+            .service_range(options.service_cidr.into())
+            .advertise(advertised)
+            .nodes(Arc::new(Nodes::new(directory.path())))
+            .build()
+            .map_err(|error| failed(&error))?;
+        let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).trying(|| "listen on the host's loopback")?;
+        let address = server.serve(loopback).map_err(|error| failed(&error))?;
+        server.serve(underlay).map_err(|error| failed(&error))?;
+        state::write_private(&directory.kubeconfig(), server.kubeconfig(address).as_bytes())?;
+        let client = Client::from_kubeconfig(Some(&directory.kubeconfig())).await.map_err(|error| failed(&error))?;
+        let config = Config {
+            cluster_cidr: options.pod_cidr.into(),
+            node_mask: NODE_MASK,
+            root_ca: Some(server.ca_pem().to_owned()),
+        };
+        Ok(Self {
+            url: format!("https://{address}"),
+            underlay_kubeconfig: server.kubeconfig(advertised),
+            controllers: tokio::spawn(controllers::run(client.clone(), config)),
+            client,
+            _server: server,
+        })
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.controllers.abort();
+    }
+}

@@ -1,0 +1,143 @@
+//! A lab of a test's own, run with the real `podwire`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long something that the kernel does in the background may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A lab that is taken down when the test ends, however it ends.
+pub struct Lab {
+    pub name: String,
+}
+
+/// What a process was, for finding out whether it is still there.
+pub type Processes = BTreeMap<u32, String>;
+
+impl Lab {
+    /// A lab that is not up yet; `None`, with the reason printed, where labs cannot be (which fails in CI).
+    pub fn new(test: &str) -> Option<Self> {
+        let is_root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+        let is_capable = is_root && Command::new("unshare").args(["-n", "true"]).status().is_ok_and(|s| s.success());
+        if !is_capable {
+            assert!(std::env::var_os("CI").is_none(), "labs need root and namespaces");
+            eprintln!("skipped: labs need root and namespaces");
+            return None;
+        }
+        Some(Self { name: format!("t-{test}-{}", std::process::id()) })
+    }
+
+    /// `podwire lab COMMAND --name NAME ARGUMENTS…`.
+    pub fn command(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut process = podwire();
+        process.args(["lab", command, "--name", &self.name]).args(arguments);
+        process
+    }
+
+    /// Runs [`Lab::command`] to its end.
+    pub fn run(&self, command: &str, arguments: &[&str]) -> Output {
+        self.command(command, arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Brings the lab up, which must succeed; returns what it printed.
+    pub fn up(&self, arguments: &[&str]) -> String {
+        let output = self.run("up", arguments);
+        assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Runs a command on a machine of the lab; returns whether it succeeded and what it printed.
+    pub fn exec(&self, machine: &str, command: &[&str]) -> (bool, String) {
+        let output = self.run("exec", &[&[machine, "--"], command].concat());
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    /// The lab's directory.
+    pub fn directory(&self) -> PathBuf {
+        Path::new("/run/podwire/lab").join(&self.name)
+    }
+
+    /// The number of the init process, from the state file.
+    pub fn init(&self) -> u32 {
+        let state = fs::read(self.directory().join("state.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+        state["init"]["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    /// All processes of the lab, by the host's numbers, with their command lines.
+    pub fn processes(&self) -> Processes {
+        let all = processes();
+        let init = self.init();
+        let is_ours = |pid: u32| {
+            let mut ancestors = std::iter::successors(Some(pid), |pid| all.get(pid).map(|(parent, _)| *parent));
+            ancestors.by_ref().take(all.len()).any(|pid| pid == init)
+        };
+        all.iter().filter(|(pid, _)| is_ours(**pid)).map(|(pid, (_, line))| (*pid, line.clone())).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.run("down", &[]);
+    }
+}
+
+/// The `podwire` that was built for this test.
+pub fn podwire() -> Command {
+    let path = Path::new(env!("CARGO_BIN_EXE_podwire"));
+    assert!(path.with_file_name("podwire-cni").exists(), "build podwire-cni too: cargo build -p podwire-cni");
+    Command::new(path)
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Network and mount namespaces that `processes` are in, except the test's own.
+pub fn namespaces(processes: &Processes) -> BTreeSet<PathBuf> {
+    let own = |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+    let all = processes.keys().flat_map(|pid| ["net", "mnt"].map(|kind| format!("/proc/{pid}/ns/{kind}")));
+    all.filter_map(|link| fs::read_link(link).ok()).filter(|space| *space != own("net") && *space != own("mnt")).collect()
+}
+
+/// Waits until `what` holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Asserts that none of `before` runs any more, no process is in `spaces`, and the host mounts nothing of the lab.
+pub fn assert_gone(lab: &Lab, before: &Processes, spaces: &BTreeSet<PathBuf>) {
+    eventually("the lab's processes are gone", || {
+        let now = processes();
+        before.iter().all(|(pid, line)| now.get(pid).is_none_or(|(_, other)| other != line || line.is_empty()))
+    });
+    eventually("the lab's namespaces are gone", || {
+        let now: Processes = processes().into_keys().map(|pid| (pid, String::new())).collect();
+        namespaces(&now).is_disjoint(spaces)
+    });
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&lab.name), "{mounts}");
+}
+
+/// Parent and command line of every process of the host.
+fn processes() -> BTreeMap<u32, (u32, String)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+        found.insert(pid, (parent, text(&line).replace('\0', " ")));
+    }
+    found
+}
