@@ -1,0 +1,142 @@
+//! The CNI side of the node: whether the network is ready, and connecting sandboxes to it.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use podwire_cni::runtime::{self, NetworkConfig, Runtime};
+use serde_json::Value;
+use tokio::{sync::watch, task::spawn_blocking};
+
+/// How often an unready network is looked at: a file appears, a daemon comes up.
+const UNREADY_PERIOD: Duration = Duration::from_millis(50);
+/// How often a ready network is looked at.
+const READY_PERIOD: Duration = Duration::from_secs(5);
+/// What the kubelet says before there is a configuration.
+const NOT_INITIALIZED: &str = "cni plugin not initialized";
+/// The interface of a pod.
+const INTERFACE: &str = "eth0";
+/// How containerd and CRI-O set up `lo`; in the oldest version, which every plugin speaks.
+const LOOPBACK: &str = r#"{"cniVersion": "0.3.1", "name": "cni-loopback", "plugins": [{"type": "loopback"}]}"#;
+
+/// Whether pods can be connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkState {
+    /// They can.
+    Ready,
+    /// They cannot, and why.
+    NotReady(String),
+}
+
+/// A sandbox, as plugins are told of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attachment {
+    /// The sandbox's id.
+    pub container_id: String,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// `CNI_ARGS`.
+    pub args: Vec<(String, String)>,
+    /// `runtimeConfig.portMappings`.
+    pub port_mappings: Vec<Value>,
+}
+
+/// The network that the first configuration file describes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cni {
+    conf_dir: PathBuf,
+    runtime: Runtime,
+}
+
+impl Cni {
+    /// The network configured in `conf_dir`, with plugins from `bin_dir`.
+    pub fn new(conf_dir: &Path, bin_dir: &Path) -> Self {
+        Self { conf_dir: conf_dir.to_owned(), runtime: Runtime::new([bin_dir]) }
+    }
+
+    /// Whether there is a configuration whose plugins are there and, from CNI 1.1 on, say that they are ready.
+    pub async fn state(&self) -> NetworkState {
+        let checked = self.blocking(|cni| {
+            let network = cni.network()?;
+            cni.runtime.status(&network).map_err(|e| e.to_string())
+        });
+        checked.await.map_or_else(NetworkState::NotReady, |()| NetworkState::Ready)
+    }
+
+    /// Connects a sandbox: `lo`, then the network. Returns the pod's addresses.
+    ///
+    /// # Errors
+    /// What the plugins say; or they gave no address.
+    pub async fn add(&self, attachment: &Attachment) -> Result<Vec<String>, String> {
+        let attachment = attachment.clone();
+        self.blocking(move |cni| {
+            let failed = |e: podwire_cni::Error| e.to_string();
+            let network = cni.network()?;
+            cni.runtime.add(&loopback()?, &attachment.on("lo")).map_err(failed)?;
+            let result = cni.runtime.add(&network, &attachment.on(INTERFACE)).map_err(failed)?;
+            let ips: Vec<String> = result.ips.iter().map(|ip| ip.address.addr().to_string()).collect();
+            if ips.is_empty() { Err(format!("network {:?} gave no address", network.name)) } else { Ok(ips) }
+        })
+        .await
+    }
+
+    /// Disconnects a sandbox. Succeeds when it was never connected, and when there is no network any more.
+    ///
+    /// # Errors
+    /// What the plugins say.
+    pub async fn del(&self, attachment: &Attachment) -> Result<(), String> {
+        let attachment = attachment.clone();
+        self.blocking(move |cni| {
+            let failed = |e: podwire_cni::Error| e.to_string();
+            if let Some(network) = NetworkConfig::load_first(&cni.conf_dir).map_err(failed)? {
+                cni.runtime.del(&network, &attachment.on(INTERFACE)).map_err(failed)?;
+            }
+            cni.runtime.del(&loopback()?, &attachment.on("lo")).map_err(failed)
+        })
+        .await
+    }
+
+    fn network(&self) -> Result<NetworkConfig, String> {
+        let network = NetworkConfig::load_first(&self.conf_dir).map_err(|e| e.to_string())?;
+        network.ok_or_else(|| NOT_INITIALIZED.to_owned())
+    }
+
+    /// Plugins are executed on a thread of their own: the runtime is synchronous.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let cni = self.clone();
+        spawn_blocking(move || work(&cni)).await.unwrap_or_else(|e| Err(format!("the CNI runtime failed: {e}")))
+    }
+}
+
+impl Attachment {
+    fn on(&self, interface: &str) -> runtime::Attachment {
+        let mut attachment = runtime::Attachment::new(&self.container_id, &self.netns, interface);
+        attachment.args.clone_from(&self.args);
+        if !self.port_mappings.is_empty() {
+            attachment.capabilities.insert("portMappings".into(), Value::Array(self.port_mappings.clone()));
+        }
+        attachment
+    }
+}
+
+fn loopback() -> Result<NetworkConfig, String> {
+    NetworkConfig::from_json(LOOPBACK.as_bytes(), "the loopback network").map_err(|e| e.to_string())
+}
+
+/// Looks at the network for ever, and says when its state changes.
+pub async fn watch_state(cni: &Cni, state: watch::Sender<NetworkState>) {
+    loop {
+        let is_ready = *state.borrow() == NetworkState::Ready;
+        tokio::time::sleep(if is_ready { READY_PERIOD } else { UNREADY_PERIOD }).await;
+        let now = cni.state().await;
+        state.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+}

@@ -1,0 +1,94 @@
+//! Which containers run on the node, and where their logs are: for `logs` and `exec`.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use podwire_apiserver::remote::{LogRequest, RemoteError};
+
+use super::logs::Log;
+use crate::container::Identity;
+
+/// A running container, as seen by a command that wants to join it.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its first process.
+    pub pid: u32,
+    /// Its environment.
+    pub env: Vec<(String, String)>,
+    /// Whom it runs as.
+    pub identity: Identity,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    run: Option<Run>,
+    logs: Vec<Log>,
+}
+
+/// Namespace and name of a pod, name of a container.
+type Key = (String, String, String);
+
+/// The containers of a node.
+#[derive(Debug, Default)]
+pub struct Registry(Mutex<HashMap<Key, Entry>>);
+
+impl Registry {
+    /// A run of the container began. Logs of the two latest runs are kept.
+    pub fn began(&self, key: &Key, log: Log, run: Option<Run>) {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.clone()).or_default();
+        entry.run = run;
+        entry.logs.push(log);
+        if entry.logs.len() > 2 {
+            entry.logs.remove(0).delete();
+        }
+    }
+
+    /// The run ended.
+    pub fn ended(&self, key: &Key) {
+        if let Some(entry) = self.entries().get_mut(key) {
+            entry.run = None;
+        }
+    }
+
+    /// The pod is gone, logs and all.
+    pub fn forget(&self, namespace: &str, pod: &str) {
+        self.entries().retain(|(n, p, _), _| n != namespace || p != pod);
+    }
+
+    /// The log that `request` is about.
+    ///
+    /// # Errors
+    /// [`RemoteError::NotFound`] before the container's first run; [`RemoteError::BadRequest`] for the previous run of a
+    /// container that was not started again.
+    pub fn log(&self, request: &LogRequest) -> Result<Log, RemoteError> {
+        let LogRequest { namespace, pod, container, previous, .. } = request;
+        let entries = self.entries();
+        let entry = entries.get(&(namespace.clone(), pod.clone(), container.clone()));
+        match (entry.map(|e| e.logs.as_slice()), previous) {
+            (Some([.., last]), false) => Ok(last.clone()),
+            (Some([.., before, _]), true) => Ok(before.clone()),
+            (Some([_]), true) => Err(RemoteError::BadRequest(format!(
+                "previous terminated container {container:?} in pod {pod:?} not found"
+            ))),
+            _ => Err(RemoteError::NotFound(format!("container {container:?} in pod {pod:?} has not been started"))),
+        }
+    }
+
+    /// The run to join.
+    ///
+    /// # Errors
+    /// [`RemoteError::NotFound`] when the container does not run.
+    pub fn running(&self, namespace: &str, pod: &str, container: &str) -> Result<Run, RemoteError> {
+        let key = (namespace.to_owned(), pod.to_owned(), container.to_owned());
+        let run = self.entries().get(&key).and_then(|e| e.run.clone());
+        run.ok_or_else(|| RemoteError::NotFound(format!("container {container:?} in pod {pod:?} is not running")))
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        // A panic elsewhere cannot leave the map half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
