@@ -15,10 +15,12 @@
 mod admission;
 mod auth;
 mod bootstrap;
+pub mod controllers;
 mod http;
 pub mod kinds;
 mod object;
 mod patch;
+mod protobuf;
 mod random;
 mod registry;
 pub mod remote;

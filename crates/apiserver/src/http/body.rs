@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combi
 use hyper::body::{Frame, Incoming};
 use serde_json::Value;
 
-use crate::status::Status;
+use crate::{protobuf, status::Status};
 
 /// A response body.
 pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -80,21 +80,24 @@ pub(super) async fn read(request: Request<Incoming>) -> Result<Bytes, Status> {
     }
 }
 
-/// Reads a body as JSON.
-pub(super) async fn read_json(request: Request<Incoming>) -> Result<Value, Status> {
-    match content_type(&request).as_str() {
-        "" | "application/json" => {}
-        other => {
-            return Err(Status::unsupported_media_type(format!(
-                "the body of the request was in an unknown format ({other}) - accepted media types include: application/json"
-            )));
-        }
+/// Reads a body as an object, whichever way it is encoded. `null` when there is none.
+pub(super) async fn read_object(request: Request<Incoming>) -> Result<Value, Status> {
+    let kind = content_type(&request);
+    let bytes = read(request).await?;
+    match kind.as_str() {
+        _ if bytes.is_empty() => Ok(Value::Null),
+        "" | "application/json" => parse(&bytes),
+        protobuf::CONTENT_TYPE => protobuf::decode(&bytes).map_err(Status::bad_request),
+        other => Err(Status::unsupported_media_type(format!(
+            "the body of the request was in an unknown format ({other}) - accepted media types include: \
+             application/json, {}",
+            protobuf::CONTENT_TYPE
+        ))),
     }
-    parse(&read(request).await?)
 }
 
 /// Parses JSON text.
-pub(super) fn parse(text: &[u8]) -> Result<Value, Status> {
+fn parse(text: &[u8]) -> Result<Value, Status> {
     serde_json::from_slice(text)
         .map_err(|error| Status::bad_request(format!("the request body is not valid JSON: {error}")))
 }

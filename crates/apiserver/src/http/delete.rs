@@ -68,9 +68,7 @@ fn success(kind: &Kind, object: &Value) -> Value {
 
 /// `DeleteOptions` come in the body or in the query.
 pub(super) async fn options(query: &Query, request: Request<Incoming>) -> Result<DeleteOptions, Status> {
-    let bytes = body::read(request).await?;
-    let sent = if bytes.is_empty() { Value::Null } else { body::parse(&bytes)? };
-    of_value(query, &sent)
+    of_value(query, &body::read_object(request).await?)
 }
 
 /// The same from a body that has been read.

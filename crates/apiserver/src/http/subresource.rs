@@ -39,7 +39,7 @@ pub(super) async fn answer(
     match (subresource, method) {
         ("status", Method::GET) => read::get(&context, &target),
         ("status", Method::PUT) => {
-            let new = body::read_json(request).await?;
+            let new = body::read_object(request).await?;
             write::update(&context, &target, Part::Status, &mut |_| Ok(new.clone()))
         }
         ("status", Method::PATCH) => {
@@ -51,17 +51,17 @@ pub(super) async fn answer(
             Ok(respond(StatusCode::OK, scale(object.value()).to_string()))
         }
         ("scale", Method::PUT) => {
-            let new = body::read_json(request).await?;
+            let new = body::read_object(request).await?;
             set_scale(&context, &target, &mut |_| Ok(new.clone()))
         }
         ("scale", Method::PATCH) => {
             let patch = write::read_patch(request).await?;
             set_scale(&context, &target, &mut |old| patch.apply(old))
         }
-        ("finalize", Method::PUT) => finalize(&context, &target, &body::read_json(request).await?),
-        ("binding", Method::POST) => bind(&context, &target, &body::read_json(request).await?),
-        ("eviction", Method::POST) => evict(&context, &target, &body::read_json(request).await?),
-        ("token", Method::POST) => token(&context, &target, body::read_json(request).await?),
+        ("finalize", Method::PUT) => finalize(&context, &target, &body::read_object(request).await?),
+        ("binding", Method::POST) => bind(&context, &target, &body::read_object(request).await?),
+        ("eviction", Method::POST) => evict(&context, &target, &body::read_object(request).await?),
+        ("token", Method::POST) => token(&context, &target, body::read_object(request).await?),
         ("log", Method::GET) => logs::logs(&context, &target).await,
         ("exec", Method::GET | Method::POST) => exec::exec(context, target, request).await,
         _ => Err(Status::method_not_allowed()),

@@ -24,7 +24,7 @@ pub(super) async fn create(
     target: &Target,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
-    let object = body::read_json(request).await?;
+    let object = body::read_object(request).await?;
     let namespace = match &target.namespace {
         Some(namespace) => namespace.clone(),
         // Some clients leave the namespace to the body.
@@ -44,7 +44,7 @@ pub(super) async fn replace(
     target: &Target,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
-    let new = body::read_json(request).await?;
+    let new = body::read_object(request).await?;
     update(context, target, Part::Main, &mut |_| Ok(new.clone()))
 }
 
