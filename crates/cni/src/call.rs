@@ -87,7 +87,12 @@ pub struct Call {
     pub config: Map<String, Value>,
     /// The result of the plugin before this one (ADD), or of the last one (CHECK, DEL).
     pub previous: Option<CniResult>,
+    /// How many plugins called each other to get here.
+    depth: u8,
 }
+
+/// More plugins than this do not call each other in earnest: flannel, bridge, host-local are three.
+const DEEPEST: u8 = 4;
 
 /// What every configuration has.
 #[derive(Deserialize)]
@@ -132,6 +137,7 @@ impl Call {
             network: common.name,
             config,
             previous,
+            depth: 0,
         };
         if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {
             call.read_attachment(variable)?;
@@ -236,7 +242,10 @@ impl Call {
         };
         if let Some(ours) = plugin::named(&kind) {
             let previous = config.get("prevResult").map(|value| CniResult::from_json(value, "prevResult"));
-            let call = Self { verb, config, previous: previous.transpose()?, ..self.clone() };
+            if self.depth == DEEPEST {
+                return Err(Error::Config(format!("plugins delegate to each other in a circle, last to {kind}")));
+            }
+            let call = Self { verb, config, previous: previous.transpose()?, depth: self.depth + 1, ..self.clone() };
             return plugin::call(ours, &call);
         }
         let written = execute(&kind, &self.environment(verb), &config)?;
@@ -284,4 +293,152 @@ fn args(text: &str) -> Result<BTreeMap<String, String>> {
 fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::test_support::call;
+
+    fn parse(variables: &[(&str, &str)], stdin: &str) -> Result<Call> {
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Call::parse(&variable, stdin.as_bytes())
+    }
+
+    const ADD: [(&str, &str); 5] = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "box"),
+        ("CNI_NETNS", "/run/netns/box"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=web"),
+    ];
+    const CONFIG: &str = r#"{"cniVersion":"1.0.0","name":"net","type":"bridge"}"#;
+
+    #[test]
+    fn a_call_is_read_whole() {
+        let call = parse(&ADD, CONFIG).unwrap();
+        assert_eq!((call.verb, call.version, call.network.as_str()), (Verb::Add, Version::V1_0_0, "net"));
+        assert_eq!(call.netns.as_deref(), Some(Path::new("/run/netns/box")));
+        assert_eq!(call.args["K8S_POD_NAME"], "web");
+    }
+
+    #[test]
+    fn what_is_wrong_gets_the_code_of_the_specification() {
+        for (variable, value, code) in [
+            ("CNI_COMMAND", "", 4),
+            ("CNI_COMMAND", "FROB", 4),
+            ("CNI_COMMAND", "STATUS", 1),
+            ("CNI_CONTAINERID", "", 4),
+            ("CNI_CONTAINERID", "../../etc", 4),
+            ("CNI_NETNS", "", 4),
+            ("CNI_IFNAME", "", 4),
+            ("CNI_IFNAME", "a/b", 4),
+            ("CNI_IFNAME", "an-interface-name", 4),
+            ("CNI_ARGS", "nonsense", 4),
+        ] {
+            let variables = ADD.map(|(name, old)| (name, if name == variable { value } else { old }));
+            assert_eq!(parse(&variables, CONFIG).unwrap_err().code(), code, "{variable}={value}");
+        }
+        for (config, code) in [
+            ("", 6),
+            ("[]", 6),
+            (r#"{"cniVersion":"1.0.0","name":7}"#, 6),
+            (r#"{"name":"net"}"#, 1),
+            (r#"{"cniVersion":"0.2.0","name":"net"}"#, 1),
+            (r#"{"cniVersion":"1.0.0"}"#, 7),
+            (r#"{"cniVersion":"1.0.0","name":"../net"}"#, 7),
+            (r#"{"cniVersion":"1.0.0","name":"net","prevResult":{"ips":[{"address":"nowhere"}]}}"#, 6),
+        ] {
+            assert_eq!(parse(&ADD, config).unwrap_err().code(), code, "{config}");
+        }
+    }
+
+    #[test]
+    fn del_needs_no_namespace_and_check_needs_0_4_0() {
+        let del = ADD.map(|(name, value)| match name {
+            "CNI_COMMAND" => (name, "DEL"),
+            "CNI_NETNS" => (name, ""),
+            _ => (name, value),
+        });
+        assert_eq!(parse(&del, CONFIG).unwrap().netns, None);
+        let check = ADD.map(|(name, value)| (name, if name == "CNI_COMMAND" { "CHECK" } else { value }));
+        assert_eq!(parse(&check, &CONFIG.replace("1.0.0", "0.3.1")).unwrap_err().code(), 1);
+    }
+
+    #[test]
+    fn plugins_that_call_each_other_in_a_circle_are_stopped() {
+        let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": {"type": "bridge"}});
+        let call = call(Verb::Status, "", &config).unwrap();
+        let error = plugin::call(plugin::named("bridge").unwrap(), &call).unwrap_err();
+        assert_eq!(error.code(), 7);
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z0-9./:]{0,12}".prop_map(Value::from),
+            Just(json!("10.0.0.0/8")),
+        ];
+        let keys = prop::sample::select(vec![
+            "cniVersion",
+            "name",
+            "type",
+            "ipam",
+            "ranges",
+            "subnet",
+            "rangeStart",
+            "gateway",
+            "routes",
+            "dst",
+            "dns",
+            "prevResult",
+            "ips",
+            "address",
+            "interfaces",
+            "runtimeConfig",
+            "portMappings",
+            "delegate",
+            "mtu",
+            "args",
+            "cni",
+        ]);
+        leaf.prop_recursive(4, 32, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(keys.clone().prop_map(str::to_owned), inner, 0..6)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_on_standard_input_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            for plugin in crate::PLUGINS {
+                let output = crate::run(plugin, &|name| ADD.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()), &bytes);
+                prop_assert!(!output.success);
+                prop_assert!(serde_json::from_str::<crate::error::ErrorReport>(&output.stdout).is_ok());
+            }
+        }
+
+        /// STATUS reads the whole configuration and touches nothing.
+        #[test]
+        fn any_configuration_is_answered(mut config in json()) {
+            if let Some(fields) = config.as_object_mut() {
+                fields.insert("cniVersion".to_owned(), json!("1.1.0"));
+                fields.insert("name".to_owned(), json!("net"));
+                fields.insert("subnetFile".to_owned(), json!("/nonexistent"));
+            }
+            if let Ok(call) = call(Verb::Status, "", &config) {
+                for plugin in crate::PLUGINS {
+                    _ = plugin::call(plugin::named(plugin).unwrap(), &call);
+                }
+            }
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub mod plugin;
 mod program;
 mod result;
 pub mod runtime;
+#[cfg(test)]
+mod test_support;
 mod version;
 
 pub use call::{Call, Verb};

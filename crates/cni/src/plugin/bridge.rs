@@ -1,9 +1,6 @@
 mod attach;
 mod config;
 
-#[cfg(test)]
-mod tests;
-
 use std::os::fd::AsFd;
 
 use podwire_kernel::{
