@@ -125,7 +125,7 @@ impl Shell<'_> {
                 self.world.replace(kind, objects)
             }
             Input::Applied(object) => self.world.apply(object).into_iter().collect(),
-            Input::Deleted(object) => self.world.remove(&object.id(), object.uid(), false).into_iter().collect(),
+            Input::Deleted(object) => self.world.remove(&object.id(), object.uid()).into_iter().collect(),
         };
         changes.iter().for_each(|change| self.changed(change));
     }
@@ -186,7 +186,7 @@ impl Shell<'_> {
     fn learn(&mut self, outcome: Outcome) {
         let change = match outcome {
             Outcome::Written(object) => self.world.apply(object),
-            Outcome::Gone { id, uid } => self.world.remove(&id, &uid, true),
+            Outcome::Gone { id, uid } => self.world.remove(&id, &uid),
             Outcome::Bound { pod, uid, node } => self.world.bind(&pod, &uid, &node),
             Outcome::Nothing => None,
         };

@@ -4,7 +4,7 @@
 //! older copy that a watch delivers later changes nothing. So a slow watch never leads to a second write.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     sync::Arc,
 };
@@ -149,10 +149,16 @@ macro_rules! kinds {
                 })),* }
             }
 
-            /// Forgets an object if it still is the one with this `uid`. `expected`: a watch will report this deletion
-            /// later; until then older copies that arrive do not bring the object back.
-            pub fn remove(&mut self, id: &Id, uid: &str, expected: bool) -> Option<Change> {
-                match id.kind { $(Kind::$kind => self.$field.remove(id, uid, expected).map(|old| Change {
+            /// Forgets a deleted object if it still is the one with this `uid`. A copy of it that arrives later, from a
+            /// slower watch or as the answer to a write, does not bring it back.
+            pub fn remove(&mut self, id: &Id, uid: &str) -> Option<Change> {
+                match id.kind { $(Kind::$kind => self.$field.bury(id, uid).map(|old| Change {
+                    old: Some(Object::$kind(old)), new: None,
+                })),* }
+            }
+
+            fn drop_unlisted(&mut self, id: &Id, uid: &str) -> Option<Change> {
+                match id.kind { $(Kind::$kind => self.$field.remove(id, uid).map(|old| Change {
                     old: Some(Object::$kind(old)), new: None,
                 })),* }
             }
@@ -232,12 +238,13 @@ impl Object {
 }
 
 impl World {
-    /// Takes in the complete state of `kind`: what is not in it is gone.
+    /// Takes in the complete state of `kind`: what is not in it is gone. (Or it was created after that state was read:
+    /// then the watch that follows brings it back.)
     pub fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> Vec<Change> {
         let listed: HashSet<String> = objects.iter().map(|o| o.uid().to_owned()).collect();
         let gone: Vec<Object> = self.all(kind).into_iter().filter(|o| !listed.contains(o.uid())).collect();
         let mut changes: Vec<Change> =
-            gone.iter().filter_map(|object| self.remove(&object.id(), object.uid(), false)).collect();
+            gone.iter().filter_map(|object| self.drop_unlisted(&object.id(), object.uid())).collect();
         changes.extend(objects.into_iter().filter_map(|object| self.apply(object)));
         changes
     }
@@ -277,13 +284,17 @@ impl Change {
 pub struct Store<K> {
     objects: BTreeMap<(String, String), Arc<K>>,
     owned: HashMap<String, BTreeSet<(String, String)>>,
-    /// Uids that are known to be deleted although the watch has not said so yet.
-    gone: HashSet<String>,
+    /// The uids of the last [`GRAVES`] deleted objects.
+    buried: HashSet<String>,
+    graves: VecDeque<String>,
 }
+
+/// How many deleted objects of a kind are remembered: far more than there are writes and watch events under way.
+const GRAVES: usize = 4096;
 
 impl<K> Default for Store<K> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), owned: HashMap::new(), gone: HashSet::new() }
+        Self { objects: BTreeMap::new(), owned: HashMap::new(), buried: HashSet::new(), graves: VecDeque::new() }
     }
 }
 
@@ -312,7 +323,7 @@ impl<K: Metadata<Ty = ObjectMeta>> Store<K> {
     fn apply(&mut self, object: Arc<K>) -> Option<(Option<Arc<K>>, Arc<K>)> {
         let meta = object.metadata();
         let uid = meta.uid.clone().unwrap_or_default();
-        if self.gone.contains(&uid) {
+        if self.buried.contains(&uid) {
             return None;
         }
         let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
@@ -330,12 +341,17 @@ impl<K: Metadata<Ty = ObjectMeta>> Store<K> {
         Some((old, object))
     }
 
-    fn remove(&mut self, id: &Id, uid: &str, expected: bool) -> Option<Arc<K>> {
-        if expected {
-            self.gone.insert(uid.to_owned());
-        } else {
-            self.gone.remove(uid);
+    fn bury(&mut self, id: &Id, uid: &str) -> Option<Arc<K>> {
+        if self.buried.insert(uid.to_owned()) {
+            self.graves.push_back(uid.to_owned());
         }
+        if self.graves.len() > GRAVES {
+            self.graves.pop_front().map(|oldest| self.buried.remove(&oldest));
+        }
+        self.remove(id, uid)
+    }
+
+    fn remove(&mut self, id: &Id, uid: &str) -> Option<Arc<K>> {
         let key = (id.namespace.clone(), id.name.clone());
         if self.objects.get(&key)?.metadata().uid.as_deref() != Some(uid) {
             return None;
@@ -360,4 +376,58 @@ impl<K: Metadata<Ty = ObjectMeta>> Store<K> {
 /// `resourceVersion` as a number; Kubernetes 1.35 made them comparable. Zero where there is none.
 fn revision(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, uid: &str, revision: u64) -> Object {
+        let owners = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "owner"}]);
+        let metadata = json!({
+            "namespace": "default", "name": name, "uid": uid, "resourceVersion": revision.to_string(),
+            "ownerReferences": owners,
+        });
+        Object::from_json(Kind::Pod, json!({ "metadata": metadata })).unwrap()
+    }
+
+    fn names(world: &World) -> Vec<String> {
+        world.owned_by("owner").iter().map(|object| object.id().name).collect()
+    }
+
+    #[test]
+    fn an_older_copy_changes_nothing() {
+        let mut world = World::default();
+        assert!(world.apply(pod("a", "1", 9)).is_some());
+        assert!(world.apply(pod("a", "1", 7)).is_none(), "the watch is behind the answer to a write");
+        assert!(world.apply(pod("a", "1", 9)).is_none());
+        assert!(world.apply(pod("a", "1", 10)).is_some());
+    }
+
+    #[test]
+    fn what_is_deleted_does_not_come_back() {
+        let mut world = World::default();
+        let id = pod("a", "1", 1).id();
+        world.apply(pod("a", "1", 1));
+        assert!(world.remove(&id, "2").is_none(), "another object of this name was meant");
+        assert!(world.remove(&id, "1").is_some());
+        assert!(world.apply(pod("a", "1", 5)).is_none(), "an answer that arrives after the deletion");
+        assert!(world.apply(pod("a", "3", 6)).is_some(), "a new object of the old name");
+        assert_eq!(names(&world), ["a"]);
+    }
+
+    #[test]
+    fn a_complete_state_replaces_what_is_known() {
+        let mut world = World::default();
+        for object in [pod("a", "1", 1), pod("b", "2", 2), pod("c", "3", 3)] {
+            world.apply(object);
+        }
+        let changes = world.replace(Kind::Pod, vec![pod("b", "2", 2), pod("c", "4", 5), pod("d", "5", 6)]);
+        assert_eq!(names(&world), ["b", "c", "d"]);
+        let kinds: Vec<_> = changes.iter().map(|c| (c.old.is_some(), c.new.is_some())).collect();
+        assert_eq!(kinds, [(true, false), (true, false), (false, true), (false, true)]);
+        assert!(world.apply(pod("a", "1", 7)).is_some(), "it was created after that state was read");
+    }
 }

@@ -339,7 +339,7 @@ impl Sim {
 
     fn forget(&mut self, id: &Id) {
         if let Some(object) = self.objects.remove(id) {
-            let change = self.world.remove(id, object["metadata"]["uid"].as_str().unwrap(), false);
+            let change = self.world.remove(id, object["metadata"]["uid"].as_str().unwrap());
             self.tell(change);
         }
     }
