@@ -1,5 +1,5 @@
-//! `podwire install-cni`: what flannel's init containers do. Puts the network configuration where the runtime looks, and
-//! the plugins where it finds them.
+//! `podwire install-cni`: what flannel's init containers do. Puts the network configuration where the runtime looks,
+//! and the plugins where it finds them.
 
 use std::{
     fs,

@@ -1,9 +1,9 @@
 //! `podwire flanneld`: this node's part of the overlay, in place of flanneld with `--kube-subnet-mgr`.
 //!
-//! Node events go into [`podwire_overlay::Overlay`], which programs the kernel; this node's own annotations and condition
-//! go back to the API. `subnet.env` is written last: once it is there, the CNI plugin may attach pods.
+//! Node events go into [`podwire_overlay::Overlay`], which programs the kernel; this node's own annotations and
+//! condition go back to the API. `subnet.env` is written last: once it is there, the CNI plugin may attach pods.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, pin::pin, time::Duration};
+use std::{collections::BTreeMap, fs, pin::pin, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use futures_util::StreamExt;
@@ -19,7 +19,7 @@ use podwire_kernel::{
 };
 use podwire_model::{Family, Lease, Name, Node};
 use podwire_overlay::{
-    Overlay, Site,
+    Overlay, Site, Uplink,
     config::{self, Config},
     lease::{self, Keys},
     masquerade,
@@ -29,66 +29,22 @@ use podwire_overlay::{
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+mod args;
 mod healthz;
 mod links;
 mod publish;
+
+pub use args::Args;
 
 /// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// flanneld's flags, by flanneld's names.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Take the node's pod range from its Node object; must be given, there is no etcd mode
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    kube_subnet_mgr: bool,
-    /// Translate the source of what leaves the overlay network
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    ip_masq: bool,
-    /// Keep source ports when masquerading, where possible
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    ip_masq_fully_random_disable: bool,
-    /// Accept what is forwarded from and to pods
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
-    iptables_forward_rules: bool,
-    /// Set the node's NetworkUnavailable condition to False when ready
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
-    set_node_network_unavailable: bool,
-    /// Interface (name or address) between nodes; the first that exists is used [default: that of the default route]
-    #[arg(long)]
-    iface: Vec<String>,
-    /// Address that other nodes send to [default: the interface's own]
-    #[arg(long, value_name = "ADDRESS")]
-    public_ip: Option<std::net::Ipv4Addr>,
-    /// The network's configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json")]
-    net_config_path: PathBuf,
-    /// Where to tell the CNI plugin of the pod range and the MTU
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
-    subnet_file: PathBuf,
-    /// How to reach the API server [default: as the pod's service account]
-    #[arg(long, value_name = "FILE")]
-    kubeconfig_file: Option<PathBuf>,
-    /// Name of this node's Node object [default: $NODE_NAME, or the node of the Pod $POD_NAME]
-    #[arg(long, value_name = "NAME")]
-    node_name: Option<String>,
-    /// Address to answer /healthz and /readyz on
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
-    healthz_ip: std::net::IpAddr,
-    /// Port to answer /healthz and /readyz on; 0 for none
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    healthz_port: u16,
-    /// Prefix of the node annotations: DOMAIN or DOMAIN/NAME
-    #[arg(long, value_name = "PREFIX", default_value = lease::DEFAULT_PREFIX)]
-    kube_annotation_prefix: String,
-}
-
 /// Runs until SIGTERM or SIGINT. The data path stays as it is then: pods keep talking, and the next run takes it over.
 ///
 /// # Errors
-/// The flags, net-conf.json or the node's facts can never work: no retry would help. What may pass (the API server away,
-/// the kernel refusing) is logged and tried again.
+/// The flags, net-conf.json or the node's facts can never work: no retry would help. What may pass (the API server
+/// away, the kernel refusing) is logged and tried again.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(
         args.kube_subnet_mgr,
@@ -307,7 +263,8 @@ impl Daemon {
             published: self.leases.get(&self.name).cloned(),
             uplink,
         };
-        info!(%subnet, uplink = %site.uplink.name, address = %site.uplink.address, public_ip = %site.public_ip, "joining");
+        let Uplink { name, address, .. } = &site.uplink;
+        info!(%subnet, uplink = %name, %address, public_ip = %site.public_ip, "joining");
         let mut overlay = Overlay::new(config.backend, site)?;
         report(overlay.set_peers(self.leases.values().cloned()));
         Ok(Some(overlay))

@@ -184,7 +184,8 @@ enum Change {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    prop_oneof![3 => (2..7_u8, 2..7_u8).prop_map(|(n, as_n)| Change::Set(n, as_n)), 1 => (2..7_u8).prop_map(Change::Remove)]
+    let set = (2..7_u8, 2..7_u8).prop_map(|(n, other)| Change::Set(n, other));
+    prop_oneof![3 => set, 1 => (2..7_u8).prop_map(Change::Remove)]
 }
 
 fn taking_the_place_of(backend: &dyn Backend, n: u8, other: u8) -> Lease {
@@ -205,7 +206,10 @@ proptest! {
 
     /// The end state is that of the last word on each node: whatever came before, in whatever order, applied or not.
     #[test]
-    fn the_road_does_not_matter(changes in prop::collection::vec(change(), 0..30), noise in prop::collection::vec(change(), 0..10)) {
+    fn the_road_does_not_matter(
+        changes in prop::collection::vec(change(), 0..30),
+        noise in prop::collection::vec(change(), 0..10),
+    ) {
         for (backend, own) in backends().zip(backends()) {
             let mut last = BTreeMap::new();
             for change in &changes {

@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn field_names_ignore_case_as_in_go() {
-        let text = r#"{"network": "10.0.0.0/8", "SUBNETLEN": 24, "backend": {"type": "vxlan", "vni": 7, "Directrouting": false}}"#;
+        let text =
+            r#"{"network": "10.0.0.0/8", "SUBNETLEN": 24, "backend": {"type": "vxlan", "Directrouting": false}}"#;
         assert_eq!(parse(text).unwrap().network, "10.0.0.0/8".parse().unwrap());
     }
 

@@ -23,9 +23,9 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// What the kernel holds of the overlay: vxlan devices called `flannel…`, either `wanted` or with an address of the
-    /// cluster's network (an earlier run's, with another VNI), and what hangs on them. Other entries on these devices
-    /// (routes of another protocol, neighbours that expire, addresses from elsewhere) belong to someone else.
+    /// What the kernel holds of the overlay: vxlan devices called `flannel…`, either `wanted` or with an address of
+    /// the cluster's network (an earlier run's, with another VNI), and what hangs on them. Other entries on these
+    /// devices (routes of another protocol, neighbours that expire, addresses from elsewhere) belong to someone else.
     pub(crate) fn dump(
         kernel: &mut dyn Route,
         site: &Site,

@@ -194,8 +194,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_annotations_are_read_or_refused(values in prop::collection::vec(r#"[ -~]{0,30}|true|172\.25\.2\.[0-9]{1,3}|vxlan"#, 4)) {
-            let annotations: Vec<_> = STOCK.iter().map(|(key, _)| *key).zip(values.iter().map(String::as_str)).collect();
+        fn any_annotations_are_read_or_refused(
+            values in prop::collection::vec(r#"[ -~]{0,30}|true|172\.25\.2\.[0-9]{1,3}|vxlan"#, 4)
+        ) {
+            let keys = STOCK.iter().map(|(key, _)| *key);
+            let annotations: Vec<_> = keys.zip(values.iter().map(String::as_str)).collect();
             let node = node(&annotations);
             if let Ok(Some(lease)) = Keys::default().read(&node, Family::V4) {
                 let mut again = node.clone();

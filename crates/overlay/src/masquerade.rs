@@ -1,9 +1,9 @@
 //! flannel's masquerade and forward rules, as nftables.
 //!
-//! Table and chain names are those of flannel's nftables mode (`flannel-ipv4`/`flannel-ipv6`, `postrtg`, `forward`). The
-//! six rules of `postrtg` are what flannel's iptables mode has in `FLANNEL-POSTRTG` (the seventh is the jump there, which
-//! a base chain needs not). flannel's nftables mode differs in the fourth (`saddr != POD-RANGE daddr CLUSTER return`),
-//! which lets the last rule never match; that is not repeated here.
+//! Table and chain names are those of flannel's nftables mode (`flannel-ipv4`/`flannel-ipv6`, `postrtg`, `forward`).
+//! The six rules of `postrtg` are what flannel's iptables mode has in `FLANNEL-POSTRTG` (the seventh is the jump there,
+//! which a base chain does not need). flannel's nftables mode differs in the fourth (`saddr != POD-RANGE daddr CLUSTER
+//! return`), which keeps the last rule from ever matching; that is not repeated here.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podwire_kernel::nftables::{

@@ -35,7 +35,7 @@ pub struct Site {
     pub uplink: Uplink,
     /// The address that peers send to: the uplink's own, unless the node is behind NAT.
     pub public_ip: IpAddr,
-    /// What an earlier run (of this program or of flanneld) published for this node: identities are kept over a restart.
+    /// What an earlier run (of this program or of flanneld) published for this node: identities survive a restart.
     pub published: Option<Lease>,
 }
 

@@ -108,8 +108,8 @@ impl Overlay {
         }
     }
 
-    /// Takes in that the link with this index is gone, or that it may be (`None`). Returns whether that matters here; the
-    /// next [`Overlay::apply`] then reads the kernel's state again.
+    /// Takes in that the link with this index is gone, or that any may be (`None`). Returns whether that matters here;
+    /// the next [`Overlay::apply`] then reads the kernel's state again.
     pub fn link_removed(&mut self, index: Option<u32>) -> bool {
         let ours = index.is_none_or(|index| self.devices.contains(index));
         self.stale |= ours;

@@ -16,8 +16,8 @@ use crate::{
 /// The value of `Backend.Type`.
 pub const NAME: &str = "vxlan";
 
-/// Outer IPv4 header 20, UDP 8, VXLAN 8, inner Ethernet 14 bytes; flannel takes 50 off for IPv6 as well, though the outer
-/// header is 20 bytes longer there: 70.
+/// Outer IPv4 header 20, UDP 8, VXLAN 8, inner Ethernet 14 bytes. flannel takes 50 off for IPv6 as well, though the
+/// outer header is 20 bytes longer there: 70.
 const OVERHEAD: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
 
@@ -80,8 +80,8 @@ impl VxlanBackend {
         .into()
     }
 
-    /// The tunnel end's link-layer address: the one published before, so that no peer's entries go stale over a restart or
-    /// a take-over from flanneld; otherwise one derived from the node's name, so that it is the same next time too.
+    /// The tunnel end's link-layer address: the one published before, so that no peer's entries go stale over a restart
+    /// or a take-over from flanneld; otherwise one derived from the node's name, so that it is the same next time too.
     fn mac(&self, site: &Site) -> Mac {
         let published = site.published.as_ref().filter(|lease| &*lease.backend == NAME);
         let published = published.and_then(|lease| LeaseData::parse(&lease.backend_data).ok());
@@ -270,7 +270,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_lease_data_is_read_or_refused(text in r#"[ -~]{0,60}|\{"VNI":[0-9]{1,12},"VtepMAC":"[0-9a-f:]{0,20}"\}"#) {
+        fn any_lease_data_is_read_or_refused(
+            text in r#"[ -~]{0,60}|\{"VNI":[0-9]{1,12},"VtepMAC":"[0-9a-f:]{0,20}"\}"#
+        ) {
             if let Ok(data) = LeaseData::parse(&text) {
                 let again = LeaseData::parse(&data.to_string()).unwrap();
                 prop_assert_eq!((again.vni, again.mac), (data.vni, data.mac));
