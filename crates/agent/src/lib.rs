@@ -6,3 +6,4 @@
 pub mod cni_install;
 pub mod dns;
 pub mod flanneld;
+pub mod kube_proxy;

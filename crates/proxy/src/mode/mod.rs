@@ -2,11 +2,12 @@
 
 pub mod nftables;
 
+use podwire_kernel::conntrack::Filter;
 use podwire_model::{Family, Protocol};
 
 use crate::{
     Change, Error, Result,
-    plan::{Backend, Frontend, PodRanges},
+    plan::{Backend, Entry, Frontend, PodRanges},
 };
 
 /// What every mode is told once, at start.
@@ -33,6 +34,29 @@ pub enum StaleFlows {
     To(Frontend, Backend),
     /// Flows that entered at a frontend before it had backends, and so go nowhere.
     Untranslated(Frontend),
+}
+
+impl StaleFlows {
+    /// The flows, for connection tracking.
+    pub fn filter(&self) -> Filter {
+        let (Self::To(frontend, _) | Self::Untranslated(frontend)) = self;
+        let address = match frontend.entry {
+            Entry::Address(address) => Some(address),
+            Entry::NodePort(_) => None,
+        };
+        let (reply_source, reply_port) = match self {
+            Self::To(_, backend) => (Some(backend.address), backend.port),
+            Self::Untranslated(_) => (address, frontend.port),
+        };
+        Filter {
+            family: frontend.entry.family(),
+            protocol: frontend.protocol.number(),
+            original_destination: address,
+            original_port: Some(frontend.port),
+            reply_source,
+            reply_port: Some(reply_port),
+        }
+    }
 }
 
 /// What one [`Mode::apply`] did.

@@ -1,0 +1,115 @@
+//! The thread that owns the tracker and the kernel.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use podwire_kernel::conntrack::{self, Conntrack};
+use podwire_proxy::{Change, Tracker, mode::Mode};
+use tracing::{debug, error, info, warn};
+
+use super::{Input, State, Update};
+
+/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Turns inputs into kernel state.
+pub struct Worker {
+    tracker: Tracker,
+    mode: Box<dyn Mode>,
+    conntrack: Box<dyn Conntrack>,
+    state: State,
+    synced_once: bool,
+    /// How long to wait before what failed is tried again.
+    retry: Option<Duration>,
+}
+
+impl Worker {
+    /// Does nothing yet.
+    ///
+    /// # Errors
+    /// Connection tracking cannot be reached.
+    pub fn new(tracker: Tracker, mode: Box<dyn Mode>, state: State) -> anyhow::Result<Self> {
+        let conntrack = Box::new(conntrack::Kernel::open().context("opening connection tracking")?);
+        Ok(Self { tracker, mode, conntrack, state, synced_once: false, retry: None })
+    }
+
+    /// Works until nobody can send any more. Everything that waits goes into one transaction.
+    pub fn run(mut self, inputs: &Receiver<Input>) {
+        loop {
+            let first = match self.retry {
+                None => inputs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(pause) => inputs.recv_timeout(pause),
+            };
+            match first {
+                Ok(input) => self.take(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            inputs.try_iter().for_each(|input| self.take(input));
+            if let Some(changes) = self.tracker.take_changes()
+                && (!changes.is_empty() || self.retry.is_some() || !self.synced_once)
+            {
+                self.apply(changes);
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        let (tracker, metrics) = (&mut self.tracker, &self.state.metrics);
+        match input {
+            Input::Services(update) => {
+                metrics.service_changes.inc();
+                match update {
+                    Update::All(services) => tracker.set_services(services),
+                    Update::One(service) => tracker.service(service),
+                    Update::Gone(name) => tracker.service_gone(&name),
+                }
+            }
+            Input::Slices(update) => {
+                metrics.endpoint_changes.inc();
+                match update {
+                    Update::All(slices) => tracker.set_slices(slices),
+                    Update::One(slice) => tracker.slice(slice),
+                    Update::Gone(name) => tracker.slice_gone(&name),
+                }
+            }
+            Input::Node(node) => tracker.node(&node),
+        }
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        let begin = Instant::now();
+        let services = changes.len();
+        match self.mode.apply(changes) {
+            Ok(applied) => {
+                let took = begin.elapsed();
+                self.state.metrics.synced(applied.full, took);
+                self.state.is_synced(true);
+                self.retry = None;
+                for stale in &applied.stale {
+                    self.state.metrics.flow_deletions.inc();
+                    if let Err(error) = self.conntrack.delete(&stale.filter()) {
+                        warn!("a UDP flow may go on to an endpoint that is gone: {error}");
+                    }
+                }
+                if !self.synced_once {
+                    self.synced_once = true;
+                    info!(services, written = applied.written, ?took, "in sync for the first time");
+                } else {
+                    debug!(services, written = applied.written, full = applied.full, ?took, "in sync");
+                }
+            }
+            Err(error) => {
+                let pause = self.retry.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
+                self.state.metrics.failures.inc();
+                self.state.is_synced(false);
+                self.retry = Some(pause);
+                error!("{error}; trying again in {pause:?}");
+            }
+        }
+    }
+}
