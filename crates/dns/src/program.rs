@@ -73,8 +73,8 @@ pub struct ClusterNeeds {
 /// A Corefile made ready to run.
 #[derive(Default)]
 pub struct Program {
-    /// What to serve on each DNS port.
-    pub routers: BTreeMap<u16, Arc<Router>>,
+    /// What to serve on each DNS address; port 0 lets the system pick one.
+    pub routers: BTreeMap<SocketAddr, Arc<Router>>,
     /// What to serve over HTTP on each address.
     pub pages: BTreeMap<SocketAddr, BTreeSet<Page>>,
     /// How long to go on serving after the order to stop.
@@ -92,14 +92,23 @@ impl Program {
     /// The first thing that is wrong or not supported, with line and column.
     pub fn new(corefile: &str, environment: &Environment) -> Result<Self, CorefileError> {
         let mut program = Self::default();
-        let mut sites: BTreeMap<u16, Vec<(DnsName, Chain)>> = BTreeMap::new();
+        let mut sites: BTreeMap<SocketAddr, Vec<(ZoneKey, Chain)>> = BTreeMap::new();
         for block in Corefile::parse(corefile)?.blocks {
-            let chain = program.build(&block, environment)?;
-            for ZoneKey { zone, port, .. } in block.keys {
-                sites.entry(port).or_default().push((zone, chain.clone()));
+            let (chain, addresses) = program.build(&block, environment)?;
+            for (key, address) in block.keys.iter().flat_map(|key| addresses.iter().map(move |address| (key, *address)))
+            {
+                let sites = sites.entry(SocketAddr::new(address, key.port)).or_default();
+                if let Some((other, _)) = sites.iter().find(|(other, _)| other.zone == key.zone) {
+                    let message = format!("zone {key} is already served by the block at {}", other.at);
+                    return Err(CorefileError { at: key.at, message });
+                }
+                sites.push((key.clone(), chain.clone()));
             }
         }
-        program.routers = sites.into_iter().map(|(port, sites)| (port, Arc::new(Router::new(sites)))).collect();
+        let router = |sites: Vec<(ZoneKey, Chain)>| {
+            Router::new(sites.into_iter().map(|(key, chain)| (key.zone, chain)).collect())
+        };
+        program.routers = sites.into_iter().map(|(address, sites)| (address, Arc::new(router(sites)))).collect();
         Ok(program)
     }
 
@@ -109,7 +118,8 @@ impl Program {
         chains.all(|chain| chain.iter().all(|plugin| plugin.is_ready()))
     }
 
-    fn build(&mut self, block: &Block, environment: &Environment) -> Result<Chain, CorefileError> {
+    /// The plugins of a server block, and the addresses it is served on.
+    fn build(&mut self, block: &Block, environment: &Environment) -> Result<(Chain, Vec<IpAddr>), CorefileError> {
         let mut found: Vec<(usize, &Directive, &Support)> = Vec::new();
         for directive in &block.directives {
             let row = PLUGINS.iter().enumerate().find(|(_, (name, _))| *name == directive.name());
@@ -122,13 +132,14 @@ impl Program {
             }
         }
         found.sort_by_key(|(order, ..)| *order);
-        let mut site = SiteBuilder { environment, block, program: self, plugins: Vec::new() };
+        let mut site = SiteBuilder { environment, block, program: self, plugins: Vec::new(), addresses: Vec::new() };
         for (_, directive, support) in found {
             if let Support::Yes(setup) = support {
                 setup(directive, &mut site)?;
             }
         }
-        Ok(site.plugins.into())
+        let addresses = if site.addresses.is_empty() { vec![environment.listen] } else { site.addresses };
+        Ok((site.plugins.into(), addresses))
     }
 }
 
@@ -138,6 +149,8 @@ pub(crate) struct SiteBuilder<'a> {
     pub(crate) block: &'a Block,
     pub(crate) program: &'a mut Program,
     plugins: Vec<Arc<dyn Plugin>>,
+    /// The addresses to serve the block on; none for the environment's.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl SiteBuilder<'_> {

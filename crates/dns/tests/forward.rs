@@ -1,5 +1,7 @@
 //! Names outside the cluster: upstream servers that answer, answer too much, are silent, dead, missing, or ourselves.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! `golden/records.txt` is the specification as questions and answers; real `dig` asks them over UDP and over TCP.
 //! After a wanted change: `UPDATE_GOLDEN=1 cargo test -p podwire-dns --test golden`, and read the difference.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::{fs, path::Path};

@@ -1,5 +1,7 @@
 //! What must hold for every input: messages and Corefiles from outside, and events in any order.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use proptest::prelude::*;
 
 fn router() -> Arc<Router> {
     let corefile = stock_corefile("/nonexistent/resolv.conf");
-    Program::new(&corefile, &environment(cluster())).unwrap().routers.remove(&0).unwrap()
+    Program::new(&corefile, &environment(cluster())).unwrap().routers.into_values().next().unwrap()
 }
 
 /// Answers a packet as the server does, and checks the answer against what the client allows.
@@ -196,7 +198,9 @@ proptest! {
         squashed.replace_pods(pods.iter().map(|(name, last)| (name.clone(), vec![[10, 0, 0, *last].into()])));
         prop_assert_eq!(&stepwise, &squashed);
 
-        [services.reverse(), slices.reverse(), pods.reverse()];
+        services.reverse();
+        slices.reverse();
+        pods.reverse();
         let mut reversed = View::new();
         pods.into_iter().for_each(|(name, last)| reversed.apply_pod(name, vec![[10, 0, 0, last].into()]));
         slices.iter().cloned().for_each(|slice| reversed.apply_slice(slice));

@@ -1,5 +1,7 @@
 //! The sockets: sizes, framing, pages, reload, draining.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::{
@@ -174,6 +176,22 @@ async fn the_nearest_server_block_answers() {
     assert!(digest(&dig(address, &["kube-dns.kube-system.svc.cluster.local"]).await).contains(" 5 IN A"));
     assert_eq!(digest(&dig(address, &["example.org"]).await), "REFUSED\n", "no plugin answers");
     assert_eq!(digest(&dig(address, &["example.com"]).await), "REFUSED\n", "no server block");
+}
+
+#[tokio::test]
+async fn each_bound_address_has_its_own_blocks() {
+    let corefile = "
+        .:0 {\n bind 127.0.0.2 127.0.0.3\n kubernetes cluster.local\n }
+        .:0 {\n bind 127.0.0.4\n errors\n }";
+    let (server, first) = start(corefile, &environment(cluster())).await;
+    let addresses: Vec<_> = server.addresses().collect();
+    assert_eq!(
+        addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>(),
+        ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    );
+    assert!(digest(&dig(first, &["web.default.svc.cluster.local"]).await).contains("10.96.0.20"));
+    assert!(digest(&dig(addresses[1], &["web.default.svc.cluster.local"]).await).contains("10.96.0.20"));
+    assert_eq!(digest(&dig(addresses[2], &["web.default.svc.cluster.local"]).await), "REFUSED\n");
 }
 
 #[tokio::test]

@@ -17,15 +17,7 @@ pub(super) fn corefile(text: &str) -> Result<Corefile, CorefileError> {
     let mut parser = Parser { tokens: &tokens };
     let mut blocks: Vec<Block> = Vec::new();
     while !parser.tokens.is_empty() {
-        let block = parser.block()?;
-        for key in &block.keys {
-            let known = blocks.iter().flat_map(|block| &block.keys);
-            if let Some(other) = known.clone().find(|other| other.zone == key.zone && other.port == key.port) {
-                let message = format!("zone {}:{} is already served by the block at {}", key.zone, key.port, other.at);
-                return Err(CorefileError { at: key.at, message });
-            }
-        }
-        blocks.push(block);
+        blocks.push(parser.block()?);
     }
     match blocks.is_empty() {
         true => Err(CorefileError {

@@ -1,5 +1,6 @@
 //! The plugins, and the table that says which directives there are and in which order they run.
 
+mod bind;
 mod cache;
 mod errors;
 mod forward;
@@ -96,7 +97,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("reload", Yes(reload::setup)),
     ("nsid", NotYet),
     ("bufsize", NotYet),
-    ("bind", NotYet),
+    ("bind", Yes(bind::setup)),
     ("debug", NotYet),
     ("trace", NotYet),
     ("ready", Yes(ready::setup)),

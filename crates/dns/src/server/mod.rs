@@ -7,7 +7,7 @@ mod udp;
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -31,7 +31,7 @@ use crate::{
     router::{Progress, Router},
 };
 
-/// How many queries may wait for others at once, on one port; more are dropped, and the client asks again.
+/// How many queries may wait for others at once, on one address; more are dropped, and the client asks again.
 const MAX_WAITING: usize = 10_000;
 
 /// Why the server does not run.
@@ -55,8 +55,8 @@ pub enum ServerError {
 pub struct Server {
     environment: Environment,
     shared: Arc<Shared>,
-    /// By the port that the Corefile names; 0 lets the system pick one.
-    listeners: BTreeMap<u16, Listener>,
+    /// By the address that the Corefile names.
+    listeners: BTreeMap<SocketAddr, Listener>,
     pages: BTreeMap<SocketAddr, PageListener>,
     background: JoinSet<()>,
 }
@@ -119,20 +119,20 @@ impl Server {
     /// [`ServerError::Listen`] if a new address cannot be opened; the running program goes on unchanged then.
     pub async fn replace(&mut self, program: Program) -> Result<(), ServerError> {
         let mut listeners = Vec::new();
-        for (port, router) in program.routers.iter().filter(|(port, _)| !self.listeners.contains_key(port)) {
-            listeners.push((*port, Listener::open(*port, router.clone(), &self.environment).await?));
+        for (named, router) in program.routers.iter().filter(|(named, _)| !self.listeners.contains_key(named)) {
+            listeners.push((*named, Listener::open(*named, router.clone(), self.environment.random.clone()).await?));
         }
         let mut pages = Vec::new();
         for address in program.pages.keys().filter(|address| !self.pages.contains_key(address)) {
             pages.push((*address, PageListener::open(*address, self.shared.clone()).await?));
         }
-        self.listeners.retain(|port, _| program.routers.contains_key(port));
+        self.listeners.retain(|named, _| program.routers.contains_key(named));
         self.pages.retain(|address, _| program.pages.contains_key(address));
         self.listeners.extend(listeners);
         self.pages.extend(pages);
         self.background = JoinSet::new();
-        for (port, router) in &program.routers {
-            if let Some(listener) = self.listeners.get(port) {
+        for (named, router) in &program.routers {
+            if let Some(listener) = self.listeners.get(named) {
                 listener.service.router.set(router.clone());
             }
             let mut known = HashSet::new();
@@ -151,7 +151,7 @@ impl Server {
         self.shared.program.get()
     }
 
-    /// The addresses that answer DNS, over UDP and TCP alike, in the order of the ports in the Corefile.
+    /// The addresses that answer DNS, over UDP and TCP alike, in the order of the addresses that the Corefile names.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners.values().map(|listener| listener.address)
     }
@@ -207,11 +207,11 @@ impl Service {
 }
 
 impl Listener {
-    async fn open(port: u16, router: Arc<Router>, environment: &Environment) -> Result<Self, ServerError> {
-        let (tcp, udp) = open_both(SocketAddr::new(environment.listen, port)).await?;
-        let address = local_address(tcp.local_addr(), environment.listen, port);
+    async fn open(named: SocketAddr, router: Arc<Router>, random: Arc<Random>) -> Result<Self, ServerError> {
+        let (tcp, udp) = open_both(named).await?;
+        let address = tcp.local_addr().unwrap_or(named);
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
-        let service = Arc::new(Service { router: Current::new(router), random: environment.random.clone(), waiting });
+        let service = Arc::new(Service { router: Current::new(router), random, waiting });
         let mut tasks = JoinSet::new();
         let udp = Arc::new(udp);
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -226,7 +226,7 @@ impl Listener {
 impl PageListener {
     async fn open(named: SocketAddr, shared: Arc<Shared>) -> Result<Self, ServerError> {
         let listener = open_tcp(named).await?;
-        let address = local_address(listener.local_addr(), named.ip(), named.port());
+        let address = listener.local_addr().unwrap_or(named);
         let mut tasks = JoinSet::new();
         tasks.spawn(http::serve(listener, named, shared));
         Ok(Self { address, _tasks: tasks })
@@ -252,10 +252,6 @@ async fn open_tcp(address: SocketAddr) -> Result<TcpListener, ServerError> {
         opened = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
     }
     opened.map_err(|source| ServerError::Listen { transport: "tcp", address, source })
-}
-
-fn local_address(found: io::Result<SocketAddr>, listen: IpAddr, port: u16) -> SocketAddr {
-    found.unwrap_or(SocketAddr::new(listen, port))
 }
 
 /// Answers a query that had to wait, as bytes.
