@@ -25,6 +25,7 @@ use super::{
     cni::NetworkState,
     env::{Facts, Objects, Sources},
     events::Severity,
+    registry::Key,
     resolv::{self, ClusterDns, PodNames, Resolver},
     sandbox::Sandbox,
     status::Known,
@@ -89,9 +90,11 @@ pub async fn run(node: Arc<Node>, mut desired: watch::Receiver<Desired>) {
         if !is_over {
             reporter.finish().await;
         }
+        context.forget();
         context.delete(&desired).await;
+    } else {
+        context.forget();
     }
-    context.forget();
 }
 
 /// Turns what the API server says into the time by which containers have to be gone. Never ends.
@@ -175,9 +178,10 @@ impl Context {
     }
 
     /// How the node's registry calls one of its containers.
-    pub fn key(&self, container: &str) -> (String, String, String) {
-        let (namespace, name, _) = self.names();
-        (namespace.to_owned(), name.to_owned(), container.to_owned())
+    pub fn key(&self, container: &str) -> Key {
+        let (namespace, pod, uid) = self.names();
+        let [namespace, pod, uid, container] = [namespace, pod, uid, container].map(str::to_owned);
+        Key { namespace, pod, uid, container }
     }
 
     fn names(&self) -> (&str, &str, &str) {
@@ -438,8 +442,7 @@ impl Context {
     }
 
     fn forget(&self) {
-        let (namespace, name, _) = self.names();
-        self.node.registry.forget(namespace, name);
+        self.node.registry.forget(self.names().2);
         let _ = fs::remove_dir_all(self.log_dir());
     }
 }

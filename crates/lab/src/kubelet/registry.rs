@@ -23,22 +23,46 @@ pub struct Run {
 
 #[derive(Debug, Default)]
 struct Entry {
+    /// Of the pod: another one of the same name may follow before the first is quite gone.
+    uid: String,
     run: Option<Run>,
     logs: Vec<Log>,
 }
 
+/// One container of one pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// Name of the container.
+    pub container: String,
+}
+
+impl Key {
+    fn names(&self) -> Names {
+        (self.namespace.clone(), self.pod.clone(), self.container.clone())
+    }
+}
+
 /// Namespace and name of a pod, name of a container.
-type Key = (String, String, String);
+type Names = (String, String, String);
 
 /// The containers of a node.
 #[derive(Debug, Default)]
-pub struct Registry(Mutex<HashMap<Key, Entry>>);
+pub struct Registry(Mutex<HashMap<Names, Entry>>);
 
 impl Registry {
     /// A run of the container began. Logs of the two latest runs are kept.
     pub fn began(&self, key: &Key, log: Log, run: Option<Run>) {
         let mut entries = self.entries();
-        let entry = entries.entry(key.clone()).or_default();
+        let entry = entries.entry(key.names()).or_default();
+        if entry.uid != key.uid {
+            *entry = Entry { uid: key.uid.clone(), ..Entry::default() };
+        }
         entry.run = run;
         entry.logs.push(log);
         if entry.logs.len() > 2 {
@@ -48,14 +72,14 @@ impl Registry {
 
     /// The run ended.
     pub fn ended(&self, key: &Key) {
-        if let Some(entry) = self.entries().get_mut(key) {
+        if let Some(entry) = self.entries().get_mut(&key.names()).filter(|entry| entry.uid == key.uid) {
             entry.run = None;
         }
     }
 
     /// The pod is gone, logs and all.
-    pub fn forget(&self, namespace: &str, pod: &str) {
-        self.entries().retain(|(n, p, _), _| n != namespace || p != pod);
+    pub fn forget(&self, uid: &str) {
+        self.entries().retain(|_, entry| entry.uid != uid);
     }
 
     /// The log that `request` is about.
@@ -87,7 +111,7 @@ impl Registry {
         run.ok_or_else(|| RemoteError::NotFound(format!("container {container:?} in pod {pod:?} is not running")))
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Names, Entry>> {
         // A panic elsewhere cannot leave the map half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

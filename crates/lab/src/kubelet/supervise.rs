@@ -146,27 +146,24 @@ impl<'a> Supervisor<'a> {
         let (name, pod) = (&self.container.name, self.pod.long_name());
         let message = (!pause.is_zero())
             .then(|| format!("back-off {}s restarting failed container={name} pod={pod}", pause.as_secs()));
-        let mut before = None;
+        let before = self.record();
         self.update(|r| {
             let reason = if message.is_some() { "CrashLoopBackOff" } else { "ContainerCreating" };
-            let waiting = State::Waiting { reason, message: message.clone() };
-            before = Some(std::mem::replace(&mut r.state, waiting));
-            if let Some(State::Ended(ended)) = &before {
-                r.last = Some(ended.clone());
+            if let State::Ended(ended) =
+                std::mem::replace(&mut r.state, State::Waiting { reason, message: message.clone() })
+            {
+                r.last = Some(ended);
             }
-            r.restarts += 1;
         });
         if message.is_some() {
             let text = format!("Back-off restarting failed container {name} in pod {pod}");
             self.event(Severity::Warning, "BackOff", text);
         }
         let stopped = self.pod.stopped_within(pause).await;
-        if let (true, Some(before)) = (stopped, before) {
-            self.update(|r| {
-                r.state = before;
-                r.restarts -= 1;
-            });
-        }
+        self.update(|r| match before {
+            Some(before) if stopped => *r = before,
+            _ => r.restarts += 1,
+        });
         stopped
     }
 
@@ -312,8 +309,12 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    fn record(&self) -> Option<Record> {
+        self.pod.known.borrow().containers.get(&self.container.name).cloned()
+    }
+
     fn restarts(&self) -> i32 {
-        self.pod.known.borrow().containers.get(&self.container.name).map_or(0, |r| r.restarts)
+        self.record().map_or(0, |r| r.restarts)
     }
 
     fn waiting(&self, reason: &'static str, message: Option<String>) {
