@@ -1,3 +1,79 @@
-//! podwire.
+//! `podwire`: one program, each of its commands a drop-in for what it is named after.
 
-fn main() {}
+mod lint;
+
+use std::{
+    future::Future,
+    io::IsTerminal,
+    process::{ExitCode, Termination},
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use podwire_agent::{cni_install, dns, flanneld, kube_proxy};
+use podwire_lab::cli as lab;
+use tracing_subscriber::EnvFilter;
+
+/// The whole Kubernetes cluster network in one program
+#[derive(Debug, Parser)]
+#[command(name = "podwire", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A multi-node cluster network on this machine, behind a Kubernetes API for kubectl
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Carry Services: takes kube-proxy's configuration
+    KubeProxy(kube_proxy::Args),
+    /// Join the nodes' pod ranges: takes flanneld's flags and net-conf.json
+    Flanneld(flanneld::Args),
+    /// Answer for cluster names: takes CoreDNS's Corefile
+    Dns(dns::Args),
+    /// Install the CNI configuration and plugins on a node
+    InstallCni(cni_install::Args),
+    /// Check manifests for YAML mistakes: line, column and field of each
+    Lint(lint::Args),
+    #[command(flatten)]
+    Own(lab::Hidden),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(dns::with_double_dashes(std::env::args_os()));
+    log();
+    let done = match cli.command {
+        // The lab's commands enter and make namespaces, which takes a process of one thread: no runtime here.
+        Command::Lab(command) => lab::run(command).map_err(Into::into),
+        Command::Own(command) => lab::run_hidden(command).map_err(Into::into),
+        Command::KubeProxy(args) => agent(kube_proxy::run(args)),
+        Command::Flanneld(args) => agent(flanneld::run(args)),
+        Command::Dns(args) => agent(dns::run(args)),
+        Command::InstallCni(args) => agent(cni_install::run(args)),
+        Command::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error: anyhow::Error| {
+        eprintln!("podwire: {error:#}");
+        ExitCode::FAILURE.report()
+    })
+}
+
+/// Runs an agent to its end on a runtime of its own.
+fn agent(run: impl Future<Output = Result<()>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(run).map(|()| ExitCode::SUCCESS)
+}
+
+/// Logs to standard error: `info` and above of ours, warnings of others, or as `RUST_LOG` says.
+fn log() {
+    let default = || EnvFilter::new("warn,podwire=info,podwire_agent=info,podwire_lab=info,podwire_dns=info,podwire_proxy=info,podwire_overlay=info");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
