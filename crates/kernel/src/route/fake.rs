@@ -60,7 +60,7 @@ impl FakeRoute {
     fn step(&mut self, what: Arguments<'_>) -> Result<()> {
         self.operations += 1;
         match self.fail_every {
-            Some(n) if self.operations % n == 0 => Err(Error::refused(what, libc::EBUSY)),
+            Some(n) if self.operations.is_multiple_of(n) => Err(Error::refused(what, libc::EBUSY)),
             _ => Ok(()),
         }
     }

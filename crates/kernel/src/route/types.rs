@@ -1,12 +1,14 @@
 //! What rtnetlink speaks of, as plain values. Devices are named by interface index, as in the kernel.
 
+mod link;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
-    os::fd::BorrowedFd,
     str::FromStr,
 };
 
+pub use link::{BridgePort, Link, LinkChange, LinkKind, NewLink, NewLinkKind, Peer, Vxlan};
 use podwire_model::{Family, IpNet};
 
 /// A MAC address.
@@ -45,165 +47,6 @@ impl FromStr for Mac {
     }
 }
 
-/// A network interface, as the kernel describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Interface index, unique in its network namespace and never zero.
-    pub index: u32,
-    /// Interface name.
-    pub name: String,
-    /// What it is.
-    pub kind: LinkKind,
-    /// Its address; absent for links without MAC addresses (tun).
-    pub mac: Option<Mac>,
-    /// Largest packet, in bytes, without the link header.
-    pub mtu: u32,
-    /// Administratively up (IFF_UP).
-    pub up: bool,
-    /// Able to carry packets: up and with a carrier (operational state UP or, for links that do not tell, UNKNOWN).
-    pub running: bool,
-    /// Index of the bridge (or other master) it is a port of.
-    pub master: Option<u32>,
-    /// Free text, shown as `alias` by `ip link`. Podwire marks its own links with it.
-    pub alias: Option<String>,
-    /// For a veth: index of the other end, in that end's namespace. For a vxlan: the device it sends through.
-    pub peer_index: Option<u32>,
-    /// This namespace's id for the namespace that `peer_index` lives in; absent when it is this one.
-    pub peer_netns_id: Option<i32>,
-    /// Its settings as a bridge port, when its master is a bridge.
-    pub port: Option<BridgePort>,
-}
-
-/// What a link is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkKind {
-    /// An Ethernet bridge.
-    Bridge,
-    /// One end of a veth pair.
-    Veth,
-    /// A VXLAN tunnel end point.
-    Vxlan(Vxlan),
-    /// Anything else, by the kernel's name for it (`tun`, `vlan`, …); empty for physical devices and `lo`.
-    Other(String),
-}
-
-impl LinkKind {
-    /// The kernel's name of the kind, as `ip -d link` shows it.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Bridge => "bridge",
-            Self::Veth => "veth",
-            Self::Vxlan(_) => "vxlan",
-            Self::Other(name) => name,
-        }
-    }
-}
-
-/// Settings of a VXLAN link. None of them can be changed later, except `learning`; delete the link and make it anew.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vxlan {
-    /// VXLAN network identifier, 24 bits.
-    pub id: u32,
-    /// UDP destination port; flannel uses 8472, the IANA port is 4789.
-    pub port: u16,
-    /// Source address of encapsulated packets.
-    pub local: Option<IpAddr>,
-    /// Index of the device that encapsulated packets leave by.
-    pub device: Option<u32>,
-    /// Whether it learns addresses from received packets.
-    pub learning: bool,
-    /// Group Based Policy extension.
-    pub gbp: bool,
-}
-
-/// Settings of a bridge port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BridgePort {
-    /// A frame may leave by the port that it came in by.
-    pub hairpin: bool,
-    /// Learns addresses from received frames.
-    pub learning: bool,
-    /// Receives frames for unknown unicast addresses.
-    pub flood: bool,
-    /// Cannot talk to other isolated ports.
-    pub isolated: bool,
-}
-
-/// A link to create.
-#[derive(Debug, Clone)]
-pub struct NewLink<'a> {
-    /// Interface name, 1 to 15 bytes.
-    pub name: &'a str,
-    /// What to create.
-    pub kind: NewLinkKind<'a>,
-    /// MAC address; the kernel picks a random one otherwise.
-    pub mac: Option<Mac>,
-    /// MTU in bytes; the kernel's default for the kind otherwise.
-    pub mtu: Option<u32>,
-    /// Index of the bridge to put it on.
-    pub master: Option<u32>,
-    /// Bring it up at once.
-    pub up: bool,
-}
-
-impl<'a> NewLink<'a> {
-    /// A link that is down, with the kernel's defaults.
-    pub fn new(name: &'a str, kind: NewLinkKind<'a>) -> Self {
-        Self { name, kind, mac: None, mtu: None, master: None, up: false }
-    }
-}
-
-/// What kind of link to create.
-#[derive(Debug, Clone)]
-pub enum NewLinkKind<'a> {
-    /// An Ethernet bridge.
-    Bridge,
-    /// A veth pair, with its other end.
-    Veth(Peer<'a>),
-    /// A VXLAN tunnel end point.
-    Vxlan(Vxlan),
-}
-
-/// The other end of a veth pair to create. It is down at first: the kernel refuses to bring it up before the near end.
-#[derive(Debug, Clone)]
-pub struct Peer<'a> {
-    /// Interface name.
-    pub name: &'a str,
-    /// MAC address; random otherwise.
-    pub mac: Option<Mac>,
-    /// MTU in bytes; 1500 otherwise.
-    pub mtu: Option<u32>,
-    /// The network namespace to create it in (an open `/proc/PID/ns/net`); this one otherwise.
-    pub netns: Option<BorrowedFd<'a>>,
-}
-
-/// One change of a link.
-#[derive(Debug, Clone, Copy)]
-pub enum LinkChange<'a> {
-    /// Bring it up or down.
-    Up(bool),
-    /// Set the MTU, in bytes.
-    Mtu(u32),
-    /// Set the MAC address.
-    Mac(Mac),
-    /// Make it a port of the bridge with this index; `None` takes it off.
-    Master(Option<u32>),
-    /// Rename it.
-    Name(&'a str),
-    /// Set its alias; an empty one removes it.
-    Alias(&'a str),
-    /// Move it into another network namespace. It arrives down and without addresses.
-    Netns(BorrowedFd<'a>),
-    /// (bridge port) Let frames leave by the port that they came in by.
-    Hairpin(bool),
-    /// (bridge port) Learn addresses from received frames.
-    Learning(bool),
-    /// (bridge port) Receive frames for unknown unicast addresses.
-    Flood(bool),
-    /// (bridge port) Forbid talking to other isolated ports.
-    Isolated(bool),
-}
-
 /// How far an address or a destination reaches (`rtm_scope`, `ifa_scope`). IPv6 routes are always global.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -218,7 +61,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    pub(super) const fn number(self) -> u8 {
+    pub(in crate::route) const fn number(self) -> u8 {
         match self {
             Self::Global => libc::RT_SCOPE_UNIVERSE,
             Self::Link => libc::RT_SCOPE_LINK,
@@ -227,7 +70,7 @@ impl Scope {
         }
     }
 
-    pub(super) const fn from_number(number: u8) -> Self {
+    pub(in crate::route) const fn from_number(number: u8) -> Self {
         match number {
             libc::RT_SCOPE_UNIVERSE => Self::Global,
             libc::RT_SCOPE_LINK => Self::Link,
@@ -292,7 +135,7 @@ pub enum RouteKind {
 }
 
 impl RouteKind {
-    pub(super) const fn number(self) -> u8 {
+    pub(in crate::route) const fn number(self) -> u8 {
         match self {
             Self::Unicast => libc::RTN_UNICAST,
             Self::Local => libc::RTN_LOCAL,
@@ -302,7 +145,7 @@ impl RouteKind {
         }
     }
 
-    pub(super) const fn from_number(number: u8) -> Self {
+    pub(in crate::route) const fn from_number(number: u8) -> Self {
         match number {
             libc::RTN_UNICAST => Self::Unicast,
             libc::RTN_LOCAL => Self::Local,
@@ -313,7 +156,7 @@ impl RouteKind {
     }
 
     /// Whether such a route names no device.
-    pub(super) const fn drops(self) -> bool {
+    pub(in crate::route) const fn drops(self) -> bool {
         matches!(self, Self::Blackhole | Self::Unreachable)
     }
 }
@@ -417,7 +260,7 @@ impl RouteFilter {
     /// Every route of the main table.
     pub const MAIN: Self = Self { table: Some(TABLE_MAIN), ..Self::ALL };
 
-    pub(super) fn admits(&self, route: &RouteEntry) -> bool {
+    pub(in crate::route) fn admits(&self, route: &RouteEntry) -> bool {
         self.family.is_none_or(|wanted| family(route.destination) == wanted)
             && self.table.is_none_or(|table| route.table == table)
             && self.protocol.is_none_or(|protocol| route.protocol == protocol)
@@ -445,7 +288,7 @@ pub enum NeighbourState {
 }
 
 impl NeighbourState {
-    pub(super) const fn number(self) -> u16 {
+    pub(in crate::route) const fn number(self) -> u16 {
         match self {
             Self::Permanent => libc::NUD_PERMANENT,
             Self::NoArp => libc::NUD_NOARP,
@@ -457,7 +300,7 @@ impl NeighbourState {
         }
     }
 
-    pub(super) const fn from_number(number: u16) -> Self {
+    pub(in crate::route) const fn from_number(number: u16) -> Self {
         match number {
             libc::NUD_PERMANENT => Self::Permanent,
             libc::NUD_NOARP => Self::NoArp,
@@ -521,7 +364,7 @@ impl FdbEntry {
     }
 }
 
-pub(super) fn family(net: IpNet) -> Family {
+pub(in crate::route) fn family(net: IpNet) -> Family {
     Family::of(&net.addr())
 }
 

@@ -3,37 +3,22 @@
 //! Decoding looks only at the attributes that the values hold: what a newer kernel, or a link of a kind that we have
 //! never seen, adds to a dump cannot make it unreadable.
 
+mod link;
+
 use std::net::IpAddr;
 
 use podwire_model::{Family, IpNet};
 
+pub use self::link::{change_link, change_port, delete_link, get_link, new_link, read_link};
 use super::types::{
-    Address, BridgePort, FdbEntry, FdbTable, Link, LinkChange, LinkKind, Mac, Neighbour, NeighbourState, NewLink,
-    NewLinkKind, Peer, RouteEntry, RouteFilter, RouteKind, RouteProtocol, Scope, Vxlan, family,
+    Address, FdbEntry, FdbTable, Mac, Neighbour, NeighbourState, RouteEntry, RouteFilter, RouteKind, RouteProtocol,
+    Scope, family,
 };
 use crate::netlink::{attributes, push_attribute, u16_at, u32_at};
-
-/// Kinds inside IFLA_LINKINFO / INFO_DATA and friends that `libc` does not have (`linux/if_link.h`, `linux/veth.h`).
-mod kind {
-    pub const VETH_INFO_PEER: u16 = 1;
-    pub const VXLAN_ID: u16 = 1;
-    pub const VXLAN_LINK: u16 = 3;
-    pub const VXLAN_LOCAL: u16 = 4;
-    pub const VXLAN_LEARNING: u16 = 7;
-    pub const VXLAN_PORT: u16 = 15;
-    pub const VXLAN_LOCAL6: u16 = 17;
-    pub const VXLAN_GBP: u16 = 23;
-    pub const PORT_MODE: u16 = 4;
-    pub const PORT_LEARNING: u16 = 8;
-    pub const PORT_UNICAST_FLOOD: u16 = 9;
-    pub const PORT_ISOLATED: u16 = 33;
-}
 
 const AF_INET: u8 = libc::AF_INET as u8;
 const AF_INET6: u8 = libc::AF_INET6 as u8;
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
-const UP: u32 = libc::IFF_UP as u32;
-const RUNNING: u32 = libc::IFF_RUNNING as u32;
 const ONLINK: u32 = 4;
 
 /// A message body under construction: a fixed header, then attributes.
@@ -72,227 +57,6 @@ impl Body {
         fill(&mut inner);
         self.attribute(kind, &inner.0)
     }
-}
-
-/// `struct ifinfomsg`.
-fn link_header(index: u32, flags: u32, change: u32) -> Body {
-    let mut body = Body(vec![0; 4]);
-    for word in [index, flags, change] {
-        body.0.extend_from_slice(&word.to_ne_bytes());
-    }
-    body
-}
-
-/// RTM_GETLINK for every link, or for one by name or index.
-pub fn get_link(name: Option<&str>, index: u32) -> Body {
-    const SKIP_STATISTICS: u32 = 1 << 3;
-    let mut body = link_header(index, 0, 0);
-    body.u32(libc::IFLA_EXT_MASK, SKIP_STATISTICS);
-    if let Some(name) = name {
-        body.text(libc::IFLA_IFNAME, name);
-    }
-    body
-}
-
-/// RTM_DELLINK.
-pub fn delete_link(index: u32) -> Body {
-    link_header(index, 0, 0)
-}
-
-/// RTM_NEWLINK with CREATE.
-pub fn new_link(link: &NewLink<'_>) -> Body {
-    let flags = if link.up { UP } else { 0 };
-    let mut body = link_header(0, flags, flags);
-    body.text(libc::IFLA_IFNAME, link.name);
-    link_basics(&mut body, link.mac, link.mtu);
-    if let Some(master) = link.master {
-        body.u32(libc::IFLA_MASTER, master);
-    }
-    body.nest(libc::IFLA_LINKINFO, |info| match &link.kind {
-        NewLinkKind::Bridge => {
-            info.text(libc::IFLA_INFO_KIND, "bridge");
-        }
-        NewLinkKind::Veth(peer) => {
-            info.text(libc::IFLA_INFO_KIND, "veth");
-            info.nest(libc::IFLA_INFO_DATA, |data| {
-                data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0);
-            });
-        }
-        NewLinkKind::Vxlan(vxlan) => {
-            info.text(libc::IFLA_INFO_KIND, "vxlan");
-            info.nest(libc::IFLA_INFO_DATA, |data| vxlan_data(data, vxlan));
-        }
-    });
-    body
-}
-
-fn link_basics(body: &mut Body, mac: Option<Mac>, mtu: Option<u32>) {
-    if let Some(Mac(octets)) = mac {
-        body.attribute(libc::IFLA_ADDRESS, &octets);
-    }
-    if let Some(mtu) = mtu {
-        body.u32(libc::IFLA_MTU, mtu);
-    }
-}
-
-fn veth_peer(peer: &Peer<'_>) -> Body {
-    use std::os::fd::AsRawFd;
-    let mut body = link_header(0, 0, 0);
-    body.text(libc::IFLA_IFNAME, peer.name);
-    link_basics(&mut body, peer.mac, peer.mtu);
-    if let Some(netns) = peer.netns {
-        body.u32(libc::IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
-    }
-    body
-}
-
-fn vxlan_data(data: &mut Body, vxlan: &Vxlan) {
-    data.u32(kind::VXLAN_ID, vxlan.id);
-    data.attribute(kind::VXLAN_PORT, &vxlan.port.to_be_bytes());
-    data.flag(kind::VXLAN_LEARNING, vxlan.learning);
-    match vxlan.local {
-        Some(IpAddr::V4(ip)) => data.attribute(kind::VXLAN_LOCAL, &ip.octets()),
-        Some(IpAddr::V6(ip)) => data.attribute(kind::VXLAN_LOCAL6, &ip.octets()),
-        None => data,
-    };
-    if let Some(device) = vxlan.device {
-        data.u32(kind::VXLAN_LINK, device);
-    }
-    if vxlan.gbp {
-        data.attribute(kind::VXLAN_GBP, &[]);
-    }
-}
-
-/// RTM_SETLINK with every change that is not one of a bridge port.
-pub fn change_link(index: u32, changes: &[LinkChange<'_>]) -> Option<Body> {
-    use std::os::fd::AsRawFd;
-    let (mut flags, mut mask) = (0, 0);
-    let mut rest = Body::default();
-    for change in changes {
-        match *change {
-            LinkChange::Up(up) => (flags, mask) = (if up { UP } else { 0 }, UP),
-            LinkChange::Mtu(mtu) => link_basics(&mut rest, None, Some(mtu)),
-            LinkChange::Mac(mac) => link_basics(&mut rest, Some(mac), None),
-            LinkChange::Master(master) => _ = rest.u32(libc::IFLA_MASTER, master.unwrap_or(0)),
-            LinkChange::Name(name) => _ = rest.text(libc::IFLA_IFNAME, name),
-            LinkChange::Alias(alias) => _ = rest.attribute(libc::IFLA_IFALIAS, alias.as_bytes()),
-            LinkChange::Netns(netns) => _ = rest.u32(libc::IFLA_NET_NS_FD, netns.as_raw_fd() as u32),
-            LinkChange::Hairpin(_) | LinkChange::Learning(_) | LinkChange::Flood(_) | LinkChange::Isolated(_) => {}
-        }
-    }
-    if mask == 0 && rest.0.is_empty() {
-        return None;
-    }
-    let mut body = link_header(index, flags, mask);
-    body.0.append(&mut rest.0);
-    Some(body)
-}
-
-/// RTM_NEWLINK (of an existing link) with the changes of a bridge port: the kernel takes them in no other way that
-/// names the port's driver.
-pub fn change_port(index: u32, changes: &[LinkChange<'_>]) -> Option<Body> {
-    let mut port = Body::default();
-    for change in changes {
-        match *change {
-            LinkChange::Hairpin(on) => _ = port.flag(kind::PORT_MODE, on),
-            LinkChange::Learning(on) => _ = port.flag(kind::PORT_LEARNING, on),
-            LinkChange::Flood(on) => _ = port.flag(kind::PORT_UNICAST_FLOOD, on),
-            LinkChange::Isolated(on) => _ = port.flag(kind::PORT_ISOLATED, on),
-            _ => {}
-        }
-    }
-    if port.0.is_empty() {
-        return None;
-    }
-    let mut body = link_header(index, 0, 0);
-    body.nest(libc::IFLA_LINKINFO, |info| {
-        info.text(libc::IFLA_INFO_SLAVE_KIND, "bridge");
-        info.attribute(libc::IFLA_INFO_SLAVE_DATA, &port.0);
-    });
-    Some(body)
-}
-
-/// RTM_NEWLINK as the kernel sends it.
-pub fn read_link(payload: &[u8]) -> Option<Link> {
-    let (index, flags) = (u32_at(payload, 4)?, u32_at(payload, 8)?);
-    let mut link = Link {
-        index,
-        name: String::new(),
-        kind: LinkKind::Other(String::new()),
-        mac: None,
-        mtu: 0,
-        up: flags & UP != 0,
-        running: flags & UP != 0 && flags & RUNNING != 0,
-        master: None,
-        alias: None,
-        peer_index: None,
-        peer_netns_id: None,
-        port: None,
-    };
-    for (kind, value) in attributes(payload.get(16..)?) {
-        match kind {
-            libc::IFLA_IFNAME => link.name = read_text(value),
-            libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
-            libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
-            libc::IFLA_MASTER => link.master = u32_at(value, 0).filter(|index| *index != 0),
-            libc::IFLA_IFALIAS => link.alias = Some(read_text(value)),
-            libc::IFLA_LINK => link.peer_index = u32_at(value, 0).filter(|index| *index != 0),
-            libc::IFLA_LINK_NETNSID => link.peer_netns_id = u32_at(value, 0).map(|id| id as i32),
-            libc::IFLA_LINKINFO => (link.kind, link.port) = read_link_info(value),
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
-fn read_link_info(info: &[u8]) -> (LinkKind, Option<BridgePort>) {
-    let (mut name, mut data, mut port_kind, mut port) = (String::new(), None, String::new(), None);
-    for (kind, value) in attributes(info) {
-        match kind {
-            libc::IFLA_INFO_KIND => name = read_text(value),
-            libc::IFLA_INFO_DATA => data = Some(value),
-            libc::IFLA_INFO_SLAVE_KIND => port_kind = read_text(value),
-            libc::IFLA_INFO_SLAVE_DATA => port = Some(read_port(value)),
-            _ => {}
-        }
-    }
-    let kind = match (name.as_str(), data) {
-        ("bridge", _) => LinkKind::Bridge,
-        ("veth", _) => LinkKind::Veth,
-        ("vxlan", Some(data)) => LinkKind::Vxlan(read_vxlan(data)),
-        _ => LinkKind::Other(name),
-    };
-    (kind, port.filter(|_| port_kind == "bridge"))
-}
-
-fn read_vxlan(data: &[u8]) -> Vxlan {
-    let mut vxlan = Vxlan { id: 0, port: 0, local: None, device: None, learning: false, gbp: false };
-    for (kind, value) in attributes(data) {
-        match kind {
-            kind::VXLAN_ID => vxlan.id = u32_at(value, 0).unwrap_or(0),
-            kind::VXLAN_PORT => vxlan.port = u16_at(value, 0).unwrap_or(0).to_be(),
-            kind::VXLAN_LOCAL | kind::VXLAN_LOCAL6 => vxlan.local = read_ip(value),
-            kind::VXLAN_LINK => vxlan.device = u32_at(value, 0).filter(|index| *index != 0),
-            kind::VXLAN_LEARNING => vxlan.learning = read_flag(value),
-            kind::VXLAN_GBP => vxlan.gbp = true,
-            _ => {}
-        }
-    }
-    vxlan
-}
-
-fn read_port(data: &[u8]) -> BridgePort {
-    let mut port = BridgePort { hairpin: false, learning: false, flood: false, isolated: false };
-    for (kind, value) in attributes(data) {
-        match kind {
-            kind::PORT_MODE => port.hairpin = read_flag(value),
-            kind::PORT_LEARNING => port.learning = read_flag(value),
-            kind::PORT_UNICAST_FLOOD => port.flood = read_flag(value),
-            kind::PORT_ISOLATED => port.isolated = read_flag(value),
-            _ => {}
-        }
-    }
-    port
 }
 
 /// RTM_GETADDR for every address, or those of one link.

@@ -1,0 +1,162 @@
+use std::{net::IpAddr, os::fd::BorrowedFd};
+
+use super::Mac;
+
+/// A network interface, as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index, unique in its network namespace and never zero.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Its address; absent for links without MAC addresses (tun).
+    pub mac: Option<Mac>,
+    /// Largest packet, in bytes, without the link header.
+    pub mtu: u32,
+    /// Administratively up (IFF_UP).
+    pub up: bool,
+    /// Able to carry packets: up and with a carrier (operational state UP or, for links that do not tell, UNKNOWN).
+    pub running: bool,
+    /// Index of the bridge (or other master) it is a port of.
+    pub master: Option<u32>,
+    /// Free text, shown as `alias` by `ip link`. Podwire marks its own links with it.
+    pub alias: Option<String>,
+    /// For a veth: index of the other end, in that end's namespace. For a vxlan: the device it sends through.
+    pub peer_index: Option<u32>,
+    /// This namespace's id for the namespace that `peer_index` lives in; absent when it is this one.
+    pub peer_netns_id: Option<i32>,
+    /// Its settings as a bridge port, when its master is a bridge.
+    pub port: Option<BridgePort>,
+}
+
+/// What a link is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// An Ethernet bridge.
+    Bridge,
+    /// One end of a veth pair.
+    Veth,
+    /// A VXLAN tunnel end point.
+    Vxlan(Vxlan),
+    /// Anything else, by the kernel's name for it (`tun`, `vlan`, …); empty for physical devices and `lo`.
+    Other(String),
+}
+
+impl LinkKind {
+    /// The kernel's name of the kind, as `ip -d link` shows it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Veth => "veth",
+            Self::Vxlan(_) => "vxlan",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// Settings of a VXLAN link. None of them can be changed later, except `learning`; delete the link and make it anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 24 bits.
+    pub id: u32,
+    /// UDP destination port; flannel uses 8472, the IANA port is 4789.
+    pub port: u16,
+    /// Source address of encapsulated packets.
+    pub local: Option<IpAddr>,
+    /// Index of the device that encapsulated packets leave by.
+    pub device: Option<u32>,
+    /// Whether it learns addresses from received packets.
+    pub learning: bool,
+    /// Group Based Policy extension.
+    pub gbp: bool,
+}
+
+/// Settings of a bridge port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BridgePort {
+    /// A frame may leave by the port that it came in by.
+    pub hairpin: bool,
+    /// Learns addresses from received frames.
+    pub learning: bool,
+    /// Receives frames for unknown unicast addresses.
+    pub flood: bool,
+    /// Cannot talk to other isolated ports.
+    pub isolated: bool,
+}
+
+/// A link to create.
+#[derive(Debug, Clone)]
+pub struct NewLink<'a> {
+    /// Interface name, 1 to 15 bytes.
+    pub name: &'a str,
+    /// What to create.
+    pub kind: NewLinkKind<'a>,
+    /// MAC address; the kernel picks a random one otherwise.
+    pub mac: Option<Mac>,
+    /// MTU in bytes; the kernel's default for the kind otherwise.
+    pub mtu: Option<u32>,
+    /// Index of the bridge to put it on.
+    pub master: Option<u32>,
+    /// Bring it up at once.
+    pub up: bool,
+}
+
+impl<'a> NewLink<'a> {
+    /// A link that is down, with the kernel's defaults.
+    pub fn new(name: &'a str, kind: NewLinkKind<'a>) -> Self {
+        Self { name, kind, mac: None, mtu: None, master: None, up: false }
+    }
+}
+
+/// What kind of link to create.
+#[derive(Debug, Clone)]
+pub enum NewLinkKind<'a> {
+    /// An Ethernet bridge.
+    Bridge,
+    /// A veth pair, with its other end.
+    Veth(Peer<'a>),
+    /// A VXLAN tunnel end point.
+    Vxlan(Vxlan),
+}
+
+/// The other end of a veth pair to create. It is down at first: the kernel refuses to bring it up before the near end.
+#[derive(Debug, Clone)]
+pub struct Peer<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// MAC address; random otherwise.
+    pub mac: Option<Mac>,
+    /// MTU in bytes; 1500 otherwise.
+    pub mtu: Option<u32>,
+    /// The network namespace to create it in (an open `/proc/PID/ns/net`); this one otherwise.
+    pub netns: Option<BorrowedFd<'a>>,
+}
+
+/// One change of a link.
+#[derive(Debug, Clone, Copy)]
+pub enum LinkChange<'a> {
+    /// Bring it up or down.
+    Up(bool),
+    /// Set the MTU, in bytes.
+    Mtu(u32),
+    /// Set the MAC address.
+    Mac(Mac),
+    /// Make it a port of the bridge with this index; `None` takes it off.
+    Master(Option<u32>),
+    /// Rename it.
+    Name(&'a str),
+    /// Set its alias; an empty one removes it.
+    Alias(&'a str),
+    /// Move it into another network namespace. It arrives down and without addresses.
+    Netns(BorrowedFd<'a>),
+    /// (bridge port) Let frames leave by the port that they came in by.
+    Hairpin(bool),
+    /// (bridge port) Learn addresses from received frames.
+    Learning(bool),
+    /// (bridge port) Receive frames for unknown unicast addresses.
+    Flood(bool),
+    /// (bridge port) Forbid talking to other isolated ports.
+    Isolated(bool),
+}
