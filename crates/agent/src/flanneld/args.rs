@@ -57,3 +57,27 @@ pub struct Args {
     #[arg(long, value_name = "PREFIX", default_value = lease::DEFAULT_PREFIX)]
     pub(super) kube_annotation_prefix: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_arguments_of_flannels_manifest_are_understood() {
+        let line =
+            ["flanneld", "--ip-masq", "--kube-subnet-mgr=true", "--healthz-port=8081", "--iface=eth1", "--iface=eth0"];
+        let args = Cli::parse_from(line).args;
+        assert!(args.ip_masq && args.kube_subnet_mgr && args.iptables_forward_rules);
+        assert_eq!((args.healthz_port, args.iface), (8081, vec!["eth1".to_owned(), "eth0".to_owned()]));
+        assert!(!Cli::parse_from(["flanneld", "--iptables-forward-rules=false"]).args.iptables_forward_rules);
+        assert!(Cli::try_parse_from(["flanneld", "--ip-masq=perhaps"]).is_err());
+    }
+}
