@@ -46,6 +46,7 @@ pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
 }
 
 async fn converse(mut stream: TcpStream, client: SocketAddr, service: &Service) -> io::Result<()> {
+    stream.set_nodelay(true)?;
     let mut packet = Vec::new();
     while timeout(IDLE, read(&mut stream, &mut packet)).await?? {
         let answer = match service.handle(&packet, client, Transport::Tcp, Vec::new()) {
