@@ -38,11 +38,17 @@ pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
     if relevant { vec![Id::all(Kind::Pod)] } else { Vec::new() }
 }
 
-/// What the scheduler reads of a node, apart from heartbeats.
-fn face(node: &Option<Object>) -> Option<(Vec<(String, String)>, Option<meta::Labels>, Option<usize>)> {
+/// What the scheduler reads of a node: not its heartbeats.
+#[derive(PartialEq)]
+struct Face {
+    taints: Vec<Taint>,
+    labels: Option<meta::Labels>,
+    max_pods: Option<usize>,
+}
+
+fn face(node: &Option<Object>) -> Option<Face> {
     let Some(Object::Node(node)) = node else { return None };
-    let taints = nodes::taints(node).into_iter().map(|t| (t.key, t.effect)).collect();
-    Some((taints, node.metadata.labels.clone(), max_pods(node)))
+    Some(Face { taints: nodes::taints(node), labels: node.metadata.labels.clone(), max_pods: max_pods(node) })
 }
 
 fn waits(pod: &Pod) -> bool {

@@ -118,6 +118,19 @@ impl Sim {
         self.world.pods.iter().map(AsRef::as_ref).collect()
     }
 
+    pub fn use_cluster_cidr(&mut self, range: &str) {
+        self.config = Config::new(range.parse().unwrap());
+    }
+
+    /// Runs controllers and kubelets for so many steps.
+    pub fn run(&mut self, steps: usize) {
+        for _ in 0..steps {
+            if !self.controller_step() && !self.kubelet_step() {
+                return;
+            }
+        }
+    }
+
     /// Runs controllers and kubelets until nothing happens any more.
     pub fn settle(&mut self) {
         for _ in 0..PATIENCE {
