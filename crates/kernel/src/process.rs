@@ -2,8 +2,12 @@
 
 use std::{
     fmt::Display,
-    fs, mem,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    fs, io, mem,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
     ptr,
     time::Duration,
 };
@@ -122,7 +126,7 @@ impl AsFd for PidFd {
 pub struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
-    /// Blocks `signals` in the calling thread. `std::process::Command` clears the mask in children.
+    /// Blocks `signals` in the calling thread. Children inherit that: see [`BlockedSignals::unblock_in`].
     ///
     /// # Errors
     /// None in practice.
@@ -139,6 +143,24 @@ impl BlockedSignals {
             (set, libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()))
         };
         if result == 0 { Ok(Self(set)) } else { Err(Error::refused("block signals", result)) }
+    }
+
+    /// Lets the program that `command` starts receive the signals again.
+    pub fn unblock_in(&self, command: &mut Command) {
+        let set = self.0;
+        let unblock = move || {
+            // SAFETY: the pointer is to a live, initialised set; pthread_sigmask is async-signal-safe.
+            #[allow(unsafe_code)]
+            match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) } {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            }
+        };
+        // SAFETY: between fork and exec the closure only makes one async-signal-safe call and allocates nothing.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(unblock);
+        }
     }
 
     /// Waits for the next one.

@@ -69,7 +69,10 @@ fn run(machine: &str, command: &[String]) -> Result<u8> {
     let (program, arguments) =
         command.split_first().ok_or_else(|| Error::Invalid("name a command after --".to_owned()))?;
     let signals = BlockedSignals::new(&[Signal::CHILD, Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT])?;
-    let child = match Command::new(program).args(arguments).env("KUBECONFIG", KUBECONFIG).spawn() {
+    let mut child = Command::new(program);
+    child.args(arguments).env("KUBECONFIG", KUBECONFIG);
+    signals.unblock_in(&mut child);
+    let child = match child.spawn() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             eprintln!("podwire: {program}: not found on {machine}");
             return Ok(NOT_FOUND);

@@ -10,16 +10,16 @@ pub enum Error {
     #[error("{0}")]
     Unavailable(String),
     /// A system call or file operation failed.
-    #[error("cannot {tried}: {source}")]
+    #[error("cannot {tried}: {error}")]
     Io {
         /// What was tried, on what.
         tried: String,
-        /// Why it failed.
-        source: io::Error,
+        /// Why it failed; part of the text, so not a source to be printed again.
+        error: io::Error,
     },
     /// The kernel refused something.
-    #[error(transparent)]
-    Kernel(#[from] podwire_kernel::Error),
+    #[error("{0}")]
+    Kernel(podwire_kernel::Error),
     /// The lab's API server, or a client of it, failed.
     #[error("cannot {tried}: {reason}")]
     Api {
@@ -33,6 +33,12 @@ pub enum Error {
     Failed(String),
 }
 
+impl From<podwire_kernel::Error> for Error {
+    fn from(error: podwire_kernel::Error) -> Self {
+        Self::Kernel(error)
+    }
+}
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -44,6 +50,6 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn trying<W: Display>(self, tried: impl FnOnce() -> W) -> Result<T> {
-        self.map_err(|source| Error::Io { tried: tried().to_string(), source })
+        self.map_err(|error| Error::Io { tried: tried().to_string(), error })
     }
 }

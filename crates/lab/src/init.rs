@@ -26,13 +26,10 @@ pub fn run(config: &str) -> Result<u8> {
     mount::make_private()?;
     mount::proc("/proc".as_ref())?;
     let signals = BlockedSignals::new(&[Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])?;
-    let supervisor = Command::new("/proc/self/exe")
-        .arg0("podwire")
-        .args(["lab-supervisor", config])
-        .stdin(Stdio::null())
-        .spawn()
-        .trying(|| "start the lab's supervisor")?
-        .id();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("podwire").args(["lab-supervisor", config]).stdin(Stdio::null());
+    signals.unblock_in(&mut command);
+    let supervisor = command.spawn().trying(|| "start the lab's supervisor")?.id();
     loop {
         let signal = signals.wait()?;
         if signal != Signal::CHILD {

@@ -13,6 +13,7 @@ use crate::{
     error::{Context, Error, Result},
     ready,
     state::{self, Directory, State},
+    topology,
 };
 
 /// How a lab is.
@@ -116,7 +117,9 @@ fn processes(state: &State) -> Result<Vec<ProcessStatus>> {
     for (pid, entry) in &entries {
         let Some(name) = own_name(&entry.arguments) else { continue };
         let Some((rss, pss)) = memory(&proc.join(pid.to_string())) else { continue };
-        found.push(ProcessStatus { machine: machine_of(*pid, &entries, &machines), name, rss, pss });
+        let machine = machine_of(*pid, &entries, &machines);
+        let name = if machine == topology::CLIENT_NAME { "machine".to_owned() } else { name };
+        found.push(ProcessStatus { machine, name, rss, pss });
     }
     found.sort_by(|a, b| (&a.machine, &a.name).cmp(&(&b.machine, &b.name)));
     Ok(found)

@@ -7,6 +7,7 @@ use std::{
     io::Write,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use lab::{Lab, assert_gone, eventually, namespaces, podwire, text};
@@ -36,7 +37,8 @@ fn up_works_and_down_leaves_nothing() {
     commands_keep_their_streams_and_exit_codes(&lab);
     a_second_up_is_refused(&lab);
     let status = text(&lab.run("status", &[]).stdout);
-    for expected in ["node1      172.25.2.1     Ready", "client     172.25.2.250", "kube-proxy", "flanneld", "kubelet"] {
+    for expected in ["node1      172.25.2.1     Ready", "client     172.25.2.250", "kube-proxy", "flanneld", "kubelet"]
+    {
         assert!(status.contains(expected), "{expected:?} is not in\n{status}");
     }
     let listed = text(&podwire().args(["lab", "list"]).output().unwrap().stdout);
@@ -45,8 +47,10 @@ fn up_works_and_down_leaves_nothing() {
     let processes = lab.processes();
     let spaces = namespaces(&processes);
     assert!(processes.len() > 8 && spaces.len() > 6, "{processes:#?} {spaces:?}");
+    let started = Instant::now();
     let down = lab.run("down", &[]);
     assert!(down.status.success(), "{}", text(&down.stderr));
+    assert!(started.elapsed() < Duration::from_secs(4), "the lab did not end by itself and had to be killed");
     assert!(!lab.directory().exists());
     assert_gone(&lab, &processes, &spaces);
     assert_eq!(host_links(), links);
@@ -63,7 +67,10 @@ fn machines_are_what_they_should_be(lab: &Lab) {
         let (reached, ping) = lab.exec(machine, &["ping", "-c1", "-W2", "node2"]);
         assert!(reached, "{ping}");
     }
-    let (wrote, why) = lab.exec("node1", &["sh", "-c", "for d in /etc /var /run /tmp /opt/cni; do touch $d/podwire-mark || exit 1; done"]);
+    let (wrote, why) = lab.exec(
+        "node1",
+        &["sh", "-c", "for d in /etc /var /run /tmp /opt/cni; do touch $d/podwire-mark || exit 1; done"],
+    );
     assert!(wrote, "{why}");
     for directory in ["/etc", "/var", "/run", "/tmp", "/opt/cni"] {
         assert!(!fs::exists(format!("{directory}/podwire-mark")).unwrap(), "{directory} is shared with the host");
@@ -78,12 +85,17 @@ fn commands_keep_their_streams_and_exit_codes(lab: &Lab) {
     assert_eq!(lab.run("exec", &["node1", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
     assert_eq!(lab.run("exec", &["node1", "--", "sh", "-c", "kill -9 $$"]).status.code(), Some(137));
     assert_eq!(lab.run("exec", &["node1", "--", "no-such-command"]).status.code(), Some(127));
-    let mut cat = lab.command("exec", &["client", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut cat =
+        lab.command("exec", &["client", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     cat.stdin.take().unwrap().write_all(b"through and through").unwrap();
     assert_eq!(cat.wait_with_output().unwrap().stdout, b"through and through");
     let unknown = lab.run("exec", &["node9", "--", "true"]);
     assert!(!unknown.status.success());
-    assert!(text(&unknown.stderr).contains("has no \"node9\"; it has node1, node2, client"), "{}", text(&unknown.stderr));
+    assert!(
+        text(&unknown.stderr).contains("has no \"node9\"; it has node1, node2, client"),
+        "{}",
+        text(&unknown.stderr)
+    );
 }
 
 fn a_second_up_is_refused(lab: &Lab) {
@@ -123,7 +135,8 @@ fn labs_of_different_names_run_side_by_side() {
     assert_eq!(one.exec("node1", &["cat", "/etc/which"]).1, "one\n");
     assert_eq!(two.exec("node1", &["cat", "/etc/which"]).1, "two\n");
     assert!(one.run("down", &[]).status.success());
-    let (answered, address) = two.exec("node1", &["dig", "+short", "+time=2", "@10.20.0.10", "kubernetes.default.svc.cluster.local"]);
+    let (answered, address) =
+        two.exec("node1", &["dig", "+short", "+time=2", "@10.20.0.10", "kubernetes.default.svc.cluster.local"]);
     assert!(answered && address.trim() == "10.20.0.1", "the other lab lives on: {address}");
 }
 
@@ -149,7 +162,10 @@ fn what_cannot_be_is_refused_with_the_reason_and_nothing_is_made() {
         (&["--pod-cidr", "172.25.0.0/16"], "--pod-cidr 172.25.0.0/16: overlaps the nodes' network, 172.25.2.0/24"),
         (&["--pod-cidr", "10.97.0.0/16"], "--pod-cidr 10.97.0.0/16: overlaps --service-cidr, 10.96.0.0/12"),
         (&["--pod-cidr", "10.244.0.0/33"], "--pod-cidr"),
-        (&["--service-cidr", "10.96.0.1/12"], "--service-cidr 10.96.0.1/12: has host bits set; did you mean 10.96.0.0/12?"),
+        (
+            &["--service-cidr", "10.96.0.1/12"],
+            "--service-cidr 10.96.0.1/12: has host bits set; did you mean 10.96.0.0/12?",
+        ),
         (&["--nodes", "0"], "--nodes 0: expected 1 to 249"),
     ];
     for (arguments, expected) in rows {
@@ -172,21 +188,23 @@ fn without_root_it_says_so_and_makes_nothing() {
     let Some(lab) = Lab::new("user") else { return };
     // Nobody can read the build folder: run a copy.
     let folder = std::env::temp_dir().join(&lab.name);
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
-    let copy = folder.join("podwire");
+    let (bin, runtime) = (folder.join("bin"), folder.join("run"));
+    fs::create_dir_all(&bin).unwrap();
+    fs::create_dir(&runtime).unwrap();
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o777)).unwrap();
+    let copy = bin.join("podwire");
     fs::copy(env!("CARGO_BIN_EXE_podwire"), &copy).unwrap();
-    fs::write(folder.join("podwire-cni"), "").unwrap();
+    fs::write(bin.join("podwire-cni"), "").unwrap();
     let output = Command::new(&copy)
         .args(["lab", "up", "--name", &lab.name])
-        .env("XDG_RUNTIME_DIR", &folder)
+        .env("XDG_RUNTIME_DIR", &runtime)
         .uid(65534)
         .gid(65534)
         .output()
         .unwrap();
-    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(&runtime).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     fs::remove_dir_all(&folder).unwrap();
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("a lab needs root"), "{}", text(&output.stderr));
-    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(left.len(), 0, "{left:?}");
 }

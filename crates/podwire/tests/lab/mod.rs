@@ -103,7 +103,9 @@ pub fn text(bytes: &[u8]) -> String {
 pub fn namespaces(processes: &Processes) -> BTreeSet<PathBuf> {
     let own = |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
     let all = processes.keys().flat_map(|pid| ["net", "mnt"].map(|kind| format!("/proc/{pid}/ns/{kind}")));
-    all.filter_map(|link| fs::read_link(link).ok()).filter(|space| *space != own("net") && *space != own("mnt")).collect()
+    all.filter_map(|link| fs::read_link(link).ok())
+        .filter(|space| *space != own("net") && *space != own("mnt"))
+        .collect()
 }
 
 /// Waits until `what` holds.
