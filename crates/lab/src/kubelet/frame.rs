@@ -1,7 +1,7 @@
 //! The protocol between the API server and a node: frames of one byte of type, four bytes of length and a payload.
 //!
-//! A connection carries one request. The node answers `Accepted` or `Refused`, then output until `Exit` or `Lost` (for a
-//! log, until the connection closes); for `exec` the other side may send input. Closing the connection ends the request.
+//! A connection carries one request. The node answers `Accepted` or `Refused`, then output until `Exit` or `Lost` (for
+//! a log, until the connection closes); for `exec` the other side may send input. Closing it ends the request.
 
 use std::io;
 

@@ -98,7 +98,8 @@ mod tests {
         let web2 = format!("{OWN_PATH} myapp --version v2 --port 80");
         let web1 = format!("{OWN_PATH} myapp --version v1 --port 8080");
         let agent = format!("{OWN_PATH} kube-proxy --config=x");
-        let rows: &[(&str, &[&str], &[&str], Option<i32>, &str)] = &[
+        type Row<'a> = (&'a str, &'a [&'a str], &'a [&'a str], Option<i32>, &'a str);
+        let rows: &[Row] = &[
             ("myapp:v2", &[], &[], None, &web2),
             ("ikubernetes/myapp:v2", &[], &[], Some(80), &web2),
             ("docker.io/ikubernetes/myapp:v1", &[], &[], Some(8080), &web1),

@@ -1,10 +1,11 @@
 //! The pod runtime of a node: what the kubelet and a container runtime do together on a real one.
 //!
-//! A [`pod`] is one task: it prepares volumes and a network sandbox, supervises containers and removes everything again.
-//! What it learns goes into one value, [`status::Known`], from which the status is computed; nothing depends on the
+//! A [`pod`] is one task: it prepares volumes and a network sandbox, supervises containers and removes everything
+//! again. What it learns goes into one value, [`status::Known`], from which the status is computed; nothing depends on the
 //! order of events. `README.md` beside this file says how to look at a running node.
 
 mod backoff;
+mod checks;
 mod cni;
 mod env;
 mod events;
@@ -17,6 +18,7 @@ mod probe;
 mod process;
 mod registry;
 pub mod remote;
+mod report;
 mod resolv;
 mod sandbox;
 mod serve;
@@ -36,7 +38,7 @@ use std::{
 
 use base64::Engine;
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, config::Kubeconfig, runtime::watcher};
 use podwire_k8s::Event;
 use tokio::{
@@ -103,6 +105,25 @@ struct Node {
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node").field("name", &self.config.name).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Address and port of the Service `default/kubernetes`, which pods are told; the API server's own until it exists.
+    async fn api_service(&self) -> (String, u16) {
+        let lookup = async {
+            let api: Api<Service> = Api::namespaced(self.client.clone(), "default");
+            let spec = api.get("kubernetes").await.ok()?.spec?;
+            let port = u16::try_from(spec.ports?.first()?.port).ok()?;
+            Some((spec.cluster_ip.filter(|ip| !ip.is_empty() && ip != "None")?, port))
+        };
+        if let Some(known) = self.api_service.get() {
+            return known.clone();
+        }
+        match lookup.await {
+            Some(found) => self.api_service.get_or_init(|| found).clone(),
+            None => (self.config.api_server.0.to_string(), self.config.api_server.1),
+        }
     }
 }
 

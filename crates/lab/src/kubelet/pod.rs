@@ -1,20 +1,19 @@
 //! One pod's life: volumes and sandbox, containers, status, removal.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use k8s_openapi::{
     api::{
         authentication::v1::{TokenRequest, TokenRequestSpec},
-        core::v1::{ConfigMap, Pod, PodSpec, PodStatus, Secret, Service, ServiceAccount},
+        core::v1::{ConfigMap, Pod, PodSpec, Secret, ServiceAccount},
     },
     jiff::Timestamp,
 };
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, PostParams, Preconditions},
 };
-use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -26,6 +25,7 @@ use super::{
     env::{Facts, Objects, Sources},
     events::Severity,
     registry::Key,
+    report::Reporter,
     resolv::{self, ClusterDns, PodNames, Resolver},
     sandbox::Sandbox,
     status::Known,
@@ -197,7 +197,8 @@ impl Context {
         self.node.dirs.pods.join(self.names().2)
     }
 
-    fn api<K>(&self) -> Api<K>
+    /// The API of a kind of object, in the pod's namespace.
+    pub fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
@@ -313,7 +314,7 @@ impl Context {
         Ok(Credentials { ca: self.node.ca.clone(), tokens })
     }
 
-    async fn volumes(&self) -> Result<(Objects, std::collections::BTreeMap<String, PathBuf>), String> {
+    async fn volumes(&self) -> Result<(Objects, BTreeMap<String, PathBuf>), String> {
         let (objects, credentials) = tokio::join!(self.objects(), self.credentials());
         let (objects, credentials) = (objects?, credentials?);
         let facts = Facts::default();
@@ -322,12 +323,7 @@ impl Context {
         Ok((objects, paths))
     }
 
-    async fn prepared(
-        &self,
-        sandbox: Sandbox,
-        volumes: std::collections::BTreeMap<String, PathBuf>,
-        objects: Objects,
-    ) -> Prepared {
+    async fn prepared(&self, sandbox: Sandbox, volumes: BTreeMap<String, PathBuf>, objects: Objects) -> Prepared {
         let config = &self.node.config;
         let (namespace, name, _) = self.names();
         let cluster = ClusterDns { server: config.cluster_dns.to_string(), domain: config.cluster_domain.clone() };
@@ -444,101 +440,5 @@ impl Context {
     fn forget(&self) {
         self.node.registry.forget(self.names().2);
         let _ = fs::remove_dir_all(self.log_dir());
-    }
-}
-
-/// Keeps the pod's status in the API in step with what is known.
-struct Reporter {
-    api: Api<Pod>,
-    /// The latest state of the object that was seen, by watching or by writing.
-    seen: Pod,
-    desired: watch::Receiver<Desired>,
-    known: watch::Receiver<Known>,
-    sent: Option<PodStatus>,
-}
-
-impl Reporter {
-    fn new(context: &Context, desired: watch::Receiver<Desired>, known: watch::Receiver<Known>) -> Self {
-        Self { api: context.api(), seen: (*context.pod).clone(), desired, known, sent: None }
-    }
-
-    /// Reports every change, for ever; several at once as one.
-    async fn report(&mut self) {
-        loop {
-            self.catch_up().await;
-            tokio::select! {
-                _ = self.known.changed() => {}
-                _ = self.desired.changed() => {}
-            }
-        }
-    }
-
-    /// Reports what changed last.
-    async fn finish(&mut self) {
-        let _ = timeout(LONGEST_PAUSE, self.catch_up()).await;
-    }
-
-    async fn catch_up(&mut self) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            self.look();
-            let status = self.known.borrow_and_update().status(&self.seen, Timestamp::now());
-            if self.sent.as_ref() == Some(&status) || self.desired.borrow().gone {
-                return;
-            }
-            let name = self.seen.metadata.name.as_deref().unwrap_or_default();
-            let patch = Patch::Merge(patch(&self.seen, &status));
-            match self.api.patch_status(name, &PatchParams::default(), &patch).await {
-                Ok(pod) => {
-                    self.seen = pod;
-                    self.sent = Some(status);
-                    return;
-                }
-                // Gone, or another pod of the same name: whoever watches will say so.
-                Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => return,
-                Err(error) => tracing::warn!(pod = name, %error, "cannot report a pod's status"),
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// Takes over what was watched, unless it is older than what was written.
-    fn look(&mut self) {
-        let watched = self.desired.borrow_and_update().pod.clone();
-        let version = |pod: &Pod| pod.metadata.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
-        if version(&watched) > version(&self.seen) {
-            self.seen = (*watched).clone();
-        }
-    }
-}
-
-/// A merge patch: absent fields that the kubelet owns are taken away.
-fn patch(pod: &Pod, status: &PodStatus) -> Value {
-    let mut status = serde_json::to_value(status).unwrap_or_default();
-    if let Some(fields) = status.as_object_mut() {
-        for field in ["reason", "message"] {
-            fields.entry(field).or_insert(Value::Null);
-        }
-    }
-    json!({"metadata": {"uid": pod.metadata.uid}, "status": status})
-}
-
-impl Node {
-    /// Address and port of the Service `default/kubernetes`, which pods are told; the API server's own until it exists.
-    async fn api_service(&self) -> (String, u16) {
-        let lookup = async {
-            let api: Api<Service> = Api::namespaced(self.client.clone(), "default");
-            let spec = api.get("kubernetes").await.ok()?.spec?;
-            let port = u16::try_from(spec.ports?.first()?.port).ok()?;
-            Some((spec.cluster_ip.filter(|ip| !ip.is_empty() && ip != "None")?, port))
-        };
-        if let Some(known) = self.api_service.get() {
-            return known.clone();
-        }
-        match lookup.await {
-            Some(found) => self.api_service.get_or_init(|| found).clone(),
-            None => (self.config.api_server.0.to_string(), self.config.api_server.1),
-        }
     }
 }

@@ -85,8 +85,8 @@ impl Registry {
     /// The log that `request` is about.
     ///
     /// # Errors
-    /// [`RemoteError::NotFound`] before the container's first run; [`RemoteError::BadRequest`] for the previous run of a
-    /// container that was not started again.
+    /// [`RemoteError::NotFound`] before the container's first run; [`RemoteError::BadRequest`] for the previous run of
+    /// a container that was not started again.
     pub fn log(&self, request: &LogRequest) -> Result<Log, RemoteError> {
         let LogRequest { namespace, pod, container, previous, .. } = request;
         let entries = self.entries();

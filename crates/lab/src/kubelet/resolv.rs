@@ -42,7 +42,7 @@ impl Resolver {
         resolver
     }
 
-    /// The resolver of a pod of `spec` in `namespace`, on a node whose own resolver is `node` (`dnsPolicy`, `dnsConfig`).
+    /// The resolver of a pod in `namespace`, on a node whose own resolver is `node` (`dnsPolicy`, `dnsConfig`).
     pub fn of_pod(spec: &PodSpec, namespace: &str, cluster: &ClusterDns, node: &Self) -> Self {
         let on_host = spec.host_network.unwrap_or(false);
         let mut resolver = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {

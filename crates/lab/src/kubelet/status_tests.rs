@@ -9,7 +9,8 @@ fn ended(code: i32) -> Ended {
     Ended { code, message: None, reason: None, id: "r1".into(), started_at: at(1), finished_at: at(2) }
 }
 
-/// A record in one letter: `w`aiting, `r`unning, `R`unning and ready, `b`ack-off after a failure, `0` and `1` exit codes.
+/// A record in one letter: `w`aiting, `r`unning, `R`unning and ready, `b`ack-off after a failure, `0` and `1` exit
+/// codes.
 fn record(letter: char) -> Record {
     let base = Record::waiting("ContainerCreating");
     match letter {

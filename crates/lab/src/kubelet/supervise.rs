@@ -1,34 +1,30 @@
 //! One container's life: start, probe, restart with back-off, stop.
 
-use std::{collections::BTreeMap, net::IpAddr, ops::ControlFlow, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitStatus, time::Duration};
 
-use k8s_openapi::{
-    api::core::v1::{Container, LifecycleHandler, Probe},
-    jiff::Timestamp,
-};
+use k8s_openapi::{api::core::v1::Container, jiff::Timestamp};
 use tokio::{
-    net::TcpStream,
     process::Child,
     sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{
     backoff::Backoff,
+    checks::Checks,
     env::{Facts, Objects, Sources, expand},
     events::Severity,
     image::{self, Program},
     logs::LogWriter,
     pod::Context,
-    probe::{Check, Schedule, Tally},
     process::{self, CommandLine},
     registry::Run,
     sandbox::Sandbox,
     status::{Ended, Record, State},
     volumes,
 };
-use crate::container::{Exec, Identity, Start};
+use crate::container::{Identity, Start};
 
 /// Search path of a container that sets none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -38,11 +34,6 @@ const CONFIG_RETRY: Duration = Duration::from_secs(2);
 const PULL_ATTEMPT: Duration = Duration::from_secs(2);
 /// What is left to a container after its `preStop` hook took the whole grace period.
 const LAST_GRACE: Duration = Duration::from_secs(2);
-/// Between attempts to find out whether the built-in web app listens.
-const LISTEN_RETRY: Duration = Duration::from_millis(2);
-/// The first pause between attempts of a probe that has never succeeded; it doubles up to a second. Such attempts
-/// between the counted ones can only do good: their failures do not count.
-const EAGER: Duration = Duration::from_millis(50);
 
 /// What a pod's containers are started with.
 #[derive(Debug)]
@@ -64,9 +55,12 @@ pub struct Prepared {
 /// One container of a pod, under supervision.
 pub struct Supervisor<'a> {
     pod: &'a Context,
-    prepared: &'a Prepared,
-    container: &'a Container,
-    is_init: bool,
+    /// What its pod has.
+    pub prepared: &'a Prepared,
+    /// The container.
+    pub container: &'a Container,
+    /// It has to succeed before the pod's main containers start.
+    pub is_init: bool,
 }
 
 /// A run under way.
@@ -245,7 +239,8 @@ impl<'a> Supervisor<'a> {
         [("PATH", PATH), ("HOME", "/root"), ("HOSTNAME", hostname)].map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec()
     }
 
-    fn identity(&self) -> Identity {
+    /// Whom the container runs as.
+    pub fn identity(&self) -> Identity {
         let own = self.container.security_context.as_ref();
         let pod = self.pod.spec.security_context.as_ref();
         let id = |own: Option<i64>, pod: Option<i64>| own.or(pod).and_then(|id| u32::try_from(id).ok());
@@ -321,7 +316,8 @@ impl<'a> Supervisor<'a> {
         self.update(|r| r.state = State::Waiting { reason, message });
     }
 
-    fn update(&self, change: impl FnOnce(&mut Record)) {
+    /// Changes what is known about the container.
+    pub fn update(&self, change: impl FnOnce(&mut Record)) {
         self.pod.known.send_modify(|known| {
             if let Some(record) = known.containers.get_mut(&self.container.name) {
                 change(record);
@@ -329,7 +325,8 @@ impl<'a> Supervisor<'a> {
         });
     }
 
-    fn event(&self, severity: Severity, reason: &'static str, message: String) {
+    /// Reports about the container.
+    pub fn event(&self, severity: Severity, reason: &'static str, message: String) {
         self.pod.event(Some(&self.container.name), severity, (reason, message));
     }
 }
@@ -342,150 +339,4 @@ async fn next_before(stops: &mut watch::Receiver<Option<Instant>>, deadline: Ins
         }
     }
     std::future::pending().await
-}
-
-/// The probes and hooks of a running container.
-struct Checks<'a> {
-    of: &'a Supervisor<'a>,
-    pid: u32,
-    env: &'a [(String, String)],
-}
-
-impl Checks<'_> {
-    /// Keeps `started` and `ready` up to date; ends when the container has to be killed, with the event's message.
-    async fn until_unhealthy(&self, program: &Program) -> String {
-        let (of, container) = (self.of, self.of.container);
-        if of.is_init {
-            return std::future::pending().await;
-        }
-        let name = &container.name;
-        if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref())
-            && let Err(error) = self.hook(hook).await
-        {
-            of.event(Severity::Warning, "FailedPostStartHook", format!("PostStartHook failed: {error}"));
-            return "FailedPostStartHook".to_owned();
-        }
-        if let Some(port) = program.listens_on {
-            self.listens(port).await;
-        }
-        if let Some(probe) = &container.startup_probe {
-            let mut passed = false;
-            self.probe(probe, "Startup", |ok| {
-                passed = ok;
-                ControlFlow::Break(())
-            })
-            .await;
-            if !passed {
-                return format!("Container {name} failed startup probe, will be restarted");
-            }
-        }
-        of.update(|r| {
-            r.started = true;
-            r.ready = container.readiness_probe.is_none();
-        });
-        let readiness = async {
-            if let Some(probe) = &container.readiness_probe {
-                self.probe(probe, "Readiness", |ok| {
-                    of.update(|r| r.ready = ok);
-                    ControlFlow::Continue(())
-                })
-                .await;
-            }
-            std::future::pending::<()>().await;
-        };
-        let liveness =
-            async {
-                match &container.liveness_probe {
-                    Some(probe) => {
-                        self.probe(probe, "Liveness", |ok| {
-                            if ok { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-                        })
-                        .await
-                    }
-                    None => std::future::pending().await,
-                }
-            };
-        tokio::select! {
-            () = readiness => {}
-            () = liveness => {}
-        }
-        format!("Container {name} failed liveness probe, will be restarted")
-    }
-
-    /// Waits until something accepts connections on the pod's `port`.
-    async fn listens(&self, port: u16) {
-        let ip = self.pod_ip().parse::<IpAddr>();
-        while let Ok(ip) = ip {
-            match tokio::time::timeout(Duration::from_secs(1), TcpStream::connect((ip, port))).await {
-                Ok(Ok(_)) => return,
-                _ => sleep(LISTEN_RETRY).await,
-            }
-        }
-    }
-
-    /// Probes until `verdict`, which is told whenever a threshold is reached, has heard enough.
-    async fn probe(&self, probe: &Probe, kind: &str, mut verdict: impl FnMut(bool) -> ControlFlow<()>) {
-        let schedule = Schedule::of(probe);
-        let check = Check::of(probe, self.of.container, self.pod_ip());
-        let (mut tally, mut ever, eager) = (Tally::default(), false, kind != "Liveness");
-        sleep(schedule.delay).await;
-        loop {
-            let next = Instant::now() + schedule.period;
-            let outcome = self.attempt(&check, schedule.timeout).await;
-            if let Err(error) = &outcome {
-                self.of.event(Severity::Warning, "Unhealthy", format!("{kind} probe failed: {error}"));
-            }
-            if tally.record(outcome.is_ok(), &schedule).is_some_and(|ok| verdict(ok).is_break()) {
-                return;
-            }
-            ever |= outcome.is_ok();
-            let mut pause = EAGER;
-            while eager && !ever && Instant::now() + pause < next {
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
-                ever = self.attempt(&check, schedule.timeout).await.is_ok();
-                if ever && tally.record(true, &schedule).is_some_and(|ok| verdict(ok).is_break()) {
-                    return;
-                }
-            }
-            sleep_until(next).await;
-        }
-    }
-
-    async fn attempt(&self, check: &Result<Check, String>, limit: Duration) -> Result<(), String> {
-        match check {
-            Err(error) => Err(error.clone()),
-            Ok(Check::Exec(argv)) => self.command(argv.clone(), limit).await,
-            Ok(check) => check.attempt(limit).await,
-        }
-    }
-
-    /// Runs a lifecycle hook to its end.
-    async fn hook(&self, hook: &LifecycleHandler) -> Result<(), String> {
-        const LONG: Duration = Duration::from_secs(3600);
-        if let Some(exec) = &hook.exec {
-            self.command(exec.command.clone().unwrap_or_default(), LONG).await
-        } else if let Some(http) = &hook.http_get {
-            Check::http(http, self.of.container, self.pod_ip())?.attempt(LONG).await
-        } else if let Some(pause) = &hook.sleep {
-            sleep(Duration::from_secs(u64::try_from(pause.seconds).unwrap_or(0))).await;
-            Ok(())
-        } else {
-            Err("only exec, httpGet and sleep are supported".to_owned())
-        }
-    }
-
-    async fn command(&self, argv: Vec<String>, limit: Duration) -> Result<(), String> {
-        let spec = Exec { pid: self.pid, tty: false, identity: self.of.identity() };
-        let line = CommandLine { argv, env: self.env.to_vec() };
-        match process::run_to_end(spec, &line, limit).await? {
-            (0, _) => Ok(()),
-            (code, output) if output.is_empty() => Err(format!("command exited with {code}")),
-            (_, output) => Err(output),
-        }
-    }
-
-    fn pod_ip(&self) -> &str {
-        self.of.prepared.sandbox.ips.first().map_or("", String::as_str)
-    }
 }

@@ -142,7 +142,7 @@ fn tokens_only_where_wanted() {
     let mut pod = pod(json!([]), json!([]));
     let spec = pod.spec.as_mut().unwrap();
     let kind = TokenKind { audience: String::new(), seconds: TOKEN_SECONDS };
-    assert_eq!(tokens(spec), [kind.clone()]);
+    assert_eq!(tokens(spec), std::slice::from_ref(&kind));
     assert_eq!(token_refresh(&[kind]), Some(Duration::from_secs(2884)));
     spec.automount_service_account_token = Some(false);
     assert!(tokens(spec).is_empty() && all(spec).is_empty());

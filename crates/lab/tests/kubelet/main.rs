@@ -1,5 +1,7 @@
 //! A real node in namespaces of its own, under an API server in this process: pods from creation to nothing.
 
+#![allow(clippy::unwrap_used)]
+
 mod fixture;
 
 use std::time::Duration;
