@@ -13,7 +13,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch::Receiver};
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
+    tungstenite::{
+        Message,
+        handshake::derive_accept_key,
+        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+    },
 };
 
 use super::{
@@ -141,8 +145,9 @@ async fn carry(socket: WebSocketStream<TokioIo<Upgraded>>, session: ExecSession,
         };
         let last = message(STATUS, status.to_string().as_bytes());
         if sink.send(last).await.is_ok() {
-            // The client may be gone already; there is nothing left to tell it.
-            let _ = sink.close().await;
+            // 1000: without a code, kubectl takes the end for a failure. The client may be gone already; so be it.
+            let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+            let _ = sink.send(Message::Close(Some(normal))).await;
         }
     };
     tokio::select! {
