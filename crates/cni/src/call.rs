@@ -1,10 +1,11 @@
 use std::{
     collections::BTreeMap,
     env,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
-use podwire_kernel::ns::Namespace;
+use podwire_kernel::{ns::Namespace, route::RouteSocket};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -176,28 +177,34 @@ impl Call {
         decode(&self.config)
     }
 
-    /// The container's network namespace.
+    /// The container's network namespace, and its links and routes.
     ///
     /// # Errors
-    /// [`Error::UnknownContainer`] when it is gone.
-    pub fn open_netns(&self) -> Result<Namespace> {
+    /// [`Error::UnknownContainer`] when it is gone, also when only its file is left (as after a reboot).
+    pub fn open_pod(&self) -> Result<(Namespace, RouteSocket)> {
         let path = self.netns.as_deref().unwrap_or(Path::new(""));
-        Namespace::open(path).map_err(|error| match error.is_not_found() {
-            true => Error::UnknownContainer(format!("network namespace {} is gone", path.display())),
+        let gone = |why: &str| Error::UnknownContainer(format!("network namespace {}: {why}", path.display()));
+        let namespace = Namespace::open(path).map_err(|error| match error.is_not_found() {
+            true => gone("it is gone"),
             false => error.into(),
-        })
+        })?;
+        let route = RouteSocket::open_in(namespace.as_fd()).map_err(|error| match error.is_invalid_argument() {
+            true => gone("the file is no network namespace"),
+            false => error.into(),
+        })?;
+        Ok((namespace, route))
     }
 
-    /// The container's network namespace, or `None` when it is gone: for teardown.
+    /// The container's links and routes, or `None` when it is gone: for teardown.
     ///
     /// # Errors
     /// It exists but cannot be opened.
-    pub fn netns_if_there(&self) -> Result<Option<Namespace>> {
+    pub fn open_pod_if_there(&self) -> Result<Option<RouteSocket>> {
         if self.netns.is_none() {
             return Ok(None);
         }
-        match self.open_netns() {
-            Ok(namespace) => Ok(Some(namespace)),
+        match self.open_pod() {
+            Ok((_, route)) => Ok(Some(route)),
             Err(Error::UnknownContainer(_)) => Ok(None),
             Err(error) => Err(error),
         }

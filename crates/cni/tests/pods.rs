@@ -230,7 +230,9 @@ fn a_failed_add_leaves_nothing() {
         nothing(&node.bridge(rival.clone()), 101, "bridge br1 has address 10.2.0.1/24, not 10.1.0.1/24");
         let mut forced = rival;
         forced["forceAddress"] = json!(true);
-        node.runtime.add(&node.bridge(forced), &pod.attachment).unwrap();
+        forced["dns"] = json!({"nameservers": ["10.96.0.10"]});
+        let result = node.runtime.add(&node.bridge(forced), &pod.attachment).unwrap();
+        assert_eq!(result.dns.nameservers, ["10.96.0.10"]);
         let seen = run("ip address show br1");
         assert!(seen.contains("10.1.0.1/24") && !seen.contains("10.2.0.1"), "{seen}");
     });
@@ -289,6 +291,13 @@ fn del_succeeds_when_half_is_gone() {
         pod.attachment.netns = None;
         node.runtime.del(&network, &pod.attachment).unwrap();
         assert_eq!((veths().len(), node.leases("cbr0").len(), pod.has_eth0()), (0, 0, false));
+        // Only the namespace's file is left, as after a reboot.
+        node.write("netns", "");
+        node.runtime.add(&network, &Pod::new("pod-c").attachment).unwrap();
+        let after_reboot = Attachment::new("pod-c", node.folder.join("netns"), "eth0");
+        node.runtime.del(&network, &after_reboot).unwrap();
+        assert_eq!((veths().len(), node.leases("cbr0").len()), (0, 0));
+        assert_eq!(code(node.runtime.add(&network, &after_reboot)), 3);
         // Nor result, nor flanneld's file, nor interface.
         let pod = Pod::new("pod-b");
         node.runtime.add(&network, &pod.attachment).unwrap();

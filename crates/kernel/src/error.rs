@@ -112,6 +112,11 @@ impl Error {
         matches!(self.errno(), Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
     }
 
+    /// The kernel cannot make sense of an argument: EINVAL.
+    pub fn is_invalid_argument(&self) -> bool {
+        self.errno() == Some(libc::EINVAL)
+    }
+
     /// The same operation may succeed when tried again: EAGAIN, EBUSY, EINTR, or messages were lost.
     pub fn is_transient(&self) -> bool {
         matches!(self.errno(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ENOBUFS))

@@ -1,8 +1,6 @@
 mod attach;
 mod config;
 
-use std::os::fd::AsFd;
-
 use podwire_kernel::{
     ResultExt,
     route::{Link, LinkKind, Route, RouteFilter, RouteSocket},
@@ -19,8 +17,7 @@ pub struct Bridge;
 impl Plugin for Bridge {
     fn add(&self, call: &Call) -> Result<CniResult> {
         let config = Config::of(call)?;
-        let namespace = call.open_netns()?;
-        let mut pod = RouteSocket::open_in(namespace.as_fd())?;
+        let (namespace, mut pod) = call.open_pod()?;
         if pod.link(&call.ifname)?.is_some() {
             return Err(Error::Exists(format!(
                 "container {} has an interface {} already",
@@ -42,10 +39,7 @@ impl Plugin for Bridge {
         let config = Config::for_teardown(call)?;
         // The addresses last: nobody may get one that still answers here.
         all([
-            call.netns_if_there().and_then(|namespace| match namespace {
-                Some(namespace) => remove(&mut RouteSocket::open_in(namespace.as_fd())?, &call.ifname),
-                None => Ok(()),
-            }),
+            call.open_pod_if_there().and_then(|pod| pod.map_or(Ok(()), |mut pod| remove(&mut pod, &call.ifname))),
             RouteSocket::open().map_err(Error::from).and_then(|mut host| remove_veth(&mut host, call)),
             ipam(call, &config, Verb::Del).map(drop),
         ])
@@ -138,7 +132,7 @@ fn remove(route: &mut RouteSocket, name: &str) -> Result<()> {
 /// The container's side: what ADD reported must be there; more may be.
 fn check_pod(call: &Call, previous: &CniResult) -> Result<()> {
     let missing = |what: String| Err(Error::NotAsSetUp(what));
-    let mut pod = RouteSocket::open_in(call.open_netns()?.as_fd())?;
+    let (_, mut pod) = call.open_pod()?;
     let Some(link) = pod.link(&call.ifname)? else {
         return missing(format!("interface {} is gone", call.ifname));
     };

@@ -1,9 +1,4 @@
-use podwire_kernel::{
-    ns::Namespace,
-    route::{Link, LinkChange, Route, RouteSocket},
-};
-
-use std::os::fd::AsFd;
+use podwire_kernel::route::{Link, LinkChange, Route, RouteSocket};
 
 use super::Plugin;
 use crate::{Call, CniResult, Error, Interface, IpConfig, Result};
@@ -13,8 +8,8 @@ pub struct Loopback;
 
 impl Plugin for Loopback {
     fn add(&self, call: &Call) -> Result<CniResult> {
-        let namespace = call.open_netns()?;
-        let (mut route, lo) = lo(&namespace)?;
+        let (_, mut route) = call.open_pod()?;
+        let lo = lo(&mut route)?;
         route.change_link(lo.index, &[LinkChange::Up(true)])?;
         if let Some(previous) = &call.previous {
             return Ok(previous.clone());
@@ -35,13 +30,14 @@ impl Plugin for Loopback {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let Some(namespace) = call.netns_if_there()? else { return Ok(()) };
-        let (mut route, lo) = lo(&namespace)?;
+        let Some(mut route) = call.open_pod_if_there()? else { return Ok(()) };
+        let lo = lo(&mut route)?;
         Ok(route.change_link(lo.index, &[LinkChange::Up(false)])?)
     }
 
     fn check(&self, call: &Call) -> Result<()> {
-        let (_, lo) = lo(&call.open_netns()?)?;
+        let (_, mut route) = call.open_pod()?;
+        let lo = lo(&mut route)?;
         if lo.up { Ok(()) } else { Err(Error::NotAsSetUp("lo is down".to_owned())) }
     }
 
@@ -55,10 +51,6 @@ impl Plugin for Loopback {
 }
 
 /// Whatever `CNI_IFNAME` says, the interface is `lo`.
-fn lo(namespace: &Namespace) -> Result<(RouteSocket, Link)> {
-    let mut route = RouteSocket::open_in(namespace.as_fd())?;
-    match route.link("lo")? {
-        Some(lo) => Ok((route, lo)),
-        None => Err(Error::NotAsSetUp("there is no lo".to_owned())),
-    }
+fn lo(route: &mut RouteSocket) -> Result<Link> {
+    route.link("lo")?.ok_or_else(|| Error::NotAsSetUp("there is no lo".to_owned()))
 }

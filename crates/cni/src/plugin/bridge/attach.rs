@@ -177,6 +177,9 @@ impl Attach<'_> {
 /// Fills in gateways, and the default routes that `isDefaultGateway` asks for.
 fn complete(assigned: CniResult, config: &Config) -> CniResult {
     let mut result = CniResult { interfaces: Vec::new(), ..assigned };
+    if !config.dns.is_empty() {
+        result.dns = config.dns.clone();
+    }
     if config.gateway {
         for ip in &mut result.ips {
             ip.gateway.get_or_insert_with(|| first_host(ip.address));

@@ -1,7 +1,7 @@
 use podwire_kernel::route::Mac;
 use serde::Deserialize;
 
-use crate::{Call, Error, Result};
+use crate::{Call, Dns, Error, Result};
 
 /// The checked configuration of one call.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Config {
     /// The IPAM plugin; without one the container gets no address.
     pub ipam: Option<String>,
     pub mac: Option<Mac>,
+    /// Takes the place of what the IPAM plugin says, when set.
+    pub dns: Dns,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +56,8 @@ struct Raw {
     ipam: Ipam,
     #[serde(default)]
     runtime_config: RuntimeConfig,
+    #[serde(default)]
+    dns: Dns,
 }
 
 #[derive(Deserialize, Default)]
@@ -99,6 +103,7 @@ impl Config {
             dad: raw.enabledad,
             ipam: Some(raw.ipam.kind).filter(|kind| !kind.is_empty()),
             mac,
+            dns: raw.dns,
         })
     }
 }
