@@ -208,6 +208,14 @@ async fn kubectl_rolls_a_deployment_out_scales_updates_and_deletes_it() {
     let new = ready_endpoints(&lab.until(Kind::EndpointSlice, |slices| ready_endpoints(slices).len() == 6).await);
     assert!(old.is_disjoint(&new), "the old pods' addresses are gone");
 
+    for verb in ["undo", "restart"] {
+        lab.kubectl(&["rollout", verb, "deployment/web"], None).await;
+        lab.kubectl(&["rollout", "status", "deployment/web", "--timeout=15s"], None).await;
+    }
+    lab.kubectl(&["wait", "--for=condition=Available", "deployment/web", "--timeout=15s"], None).await;
+    let sets = lab.list(Kind::ReplicaSet).await;
+    assert_eq!(sets.len(), 3, "v2 again is v2's ReplicaSet, the restart makes a third");
+
     let described = lab.kubectl(&["describe", "deployment/web"], None).await;
     assert!(described.contains("ScalingReplicaSet"), "{described}");
     let events = lab.kubectl(&["get", "events"], None).await;
