@@ -140,7 +140,8 @@ impl Lab {
             });
             networks.push((machine.machine.name, machine.network));
         }
-        Progress::Step(format!("{} nodes and a client on {}", options.nodes, topology::UNDERLAY)).send()?;
+        let plural = if options.nodes == 1 { "" } else { "s" };
+        Progress::Step(format!("{} node{plural} and a client on {}", options.nodes, topology::UNDERLAY)).send()?;
         lab.wait_until_ready(options, &networks).await?;
         Ok(lab)
     }

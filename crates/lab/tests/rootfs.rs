@@ -1,5 +1,7 @@
 //! Roots of nodes and containers, built for real in mount namespaces of test threads.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! The underlay, made for real: machines reach each other and the gateway, and the host gets nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},

@@ -1,5 +1,7 @@
 //! A whole lab from up to down, with the real executables: what it makes, what it refuses, and that nothing stays.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
 mod lab;
 
 use std::{
