@@ -229,6 +229,7 @@ fn pods_wait_for_a_node_and_say_why() {
             let node = id(Kind::Node, &format!("node{number}"));
             sim.patch_status(&node, json!({"conditions": [{"type": "Ready", "status": "False"}]}));
         }
+        sim.settle();
         sim.create(Kind::Deployment, deployment("web", 1, "myapp:v1"));
         sim.settle();
         let expected = "0/3 nodes are available: 3 node(s) had untolerated taint {node.kubernetes.io/not-ready: }.";

@@ -1,7 +1,7 @@
 //! A cluster in memory: an API server that behaves as the real one in what controllers rely on, a kubelet, a clock, and
-//! all controllers, whose keys come up in an order that a seed decides.
+//! all controllers. A seed decides in which order their keys come up and how far each kind's watch lags behind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use k8s_openapi::{
     api::core::v1::Pod,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::controllers::{
     CONTROLLERS, Config, Context,
-    action::{Action, Deletion, Report, Write},
+    action::{Action, Deletion, Owner, Report, Write},
     pods,
     world::{Change, Id, Kind, Object, World},
 };
@@ -23,7 +23,14 @@ const PATIENCE: usize = 20_000;
 #[derive(Debug, PartialEq)]
 pub struct Refused(pub &'static str);
 
+/// What a watch says: the new state, or which object is gone.
+enum Told {
+    Applied(Object),
+    Deleted(Id, String),
+}
+
 pub struct Sim {
+    /// What is. What the controllers know of it lags behind.
     pub world: World,
     pub now: Timestamp,
     pub reports: Vec<Report>,
@@ -34,6 +41,8 @@ pub struct Sim {
     /// Checked after every single write.
     pub invariant: fn(&World),
     objects: BTreeMap<Id, Value>,
+    known: World,
+    watches: BTreeMap<Kind, VecDeque<Told>>,
     keys: BTreeSet<(usize, Id)>,
     wakes: BTreeMap<(usize, Id), Timestamp>,
     config: Config,
@@ -52,6 +61,8 @@ impl Sim {
             becomes_ready: |_| true,
             invariant: |_| {},
             objects: BTreeMap::new(),
+            known: World::default(),
+            watches: BTreeMap::new(),
             keys: BTreeSet::new(),
             wakes: BTreeMap::new(),
             config: Config::new("10.244.0.0/16".parse().unwrap()),
@@ -125,7 +136,7 @@ impl Sim {
     /// Runs controllers and kubelets for so many steps.
     pub fn run(&mut self, steps: usize) {
         for _ in 0..steps {
-            if !self.controller_step() && !self.kubelet_step() {
+            if !self.watch_step() && !self.controller_step() && !self.kubelet_step() {
                 return;
             }
         }
@@ -134,9 +145,13 @@ impl Sim {
     /// Runs controllers and kubelets until nothing happens any more.
     pub fn settle(&mut self) {
         for _ in 0..PATIENCE {
-            // Controllers are usually faster than pods, but not always.
-            let kubelet_first = self.next_random(4) == 0;
-            if (kubelet_first && self.kubelet_step()) || self.controller_step() || self.kubelet_step() {
+            // Usually news, then controllers, then pods; but not always.
+            let moved = match self.next_random(4) {
+                0 => self.kubelet_step(),
+                1 => self.controller_step(),
+                _ => self.watch_step(),
+            };
+            if moved || self.watch_step() || self.controller_step() || self.kubelet_step() {
                 continue;
             }
             return;
@@ -147,7 +162,7 @@ impl Sim {
     /// Runs controllers only.
     pub fn settle_controllers(&mut self) {
         for _ in 0..PATIENCE {
-            if !self.controller_step() {
+            if !self.watch_step() && !self.controller_step() {
                 return;
             }
         }
@@ -201,6 +216,22 @@ impl Sim {
         alive && (pods::terminating(pod) || (unfinished && !pods::finished(pod)))
     }
 
+    /// One event of a random kind's watch; false if the controllers know everything.
+    fn watch_step(&mut self) -> bool {
+        let behind: Vec<Kind> = self.watches.iter().filter(|(_, told)| !told.is_empty()).map(|(k, _)| *k).collect();
+        if behind.is_empty() {
+            return false;
+        }
+        let kind = behind[self.next_random(behind.len())];
+        let change = match self.watches.get_mut(&kind).and_then(VecDeque::pop_front) {
+            Some(Told::Applied(object)) => self.known.apply(object),
+            Some(Told::Deleted(id, uid)) => self.known.remove(&id, &uid),
+            None => None,
+        };
+        self.tell(change);
+        true
+    }
+
     /// One pass of a random controller on a random key that waits; false if there is none.
     fn controller_step(&mut self) -> bool {
         if self.keys.is_empty() {
@@ -210,7 +241,7 @@ impl Sim {
         let key = self.keys.iter().nth(nth).unwrap().clone();
         self.keys.remove(&key);
         let context = Context { config: &self.config, now: self.now };
-        let mut plan = (CONTROLLERS[key.0].plan)(&self.world, &key.1, &context);
+        let mut plan = (CONTROLLERS[key.0].plan)(&self.known, &key.1, &context);
         if let Some(at) = plan.again_at {
             let wake = self.wakes.entry(key.clone()).or_insert(at);
             *wake = at.min(*wake);
@@ -230,31 +261,7 @@ impl Sim {
             if self.fail_one_in > 0 && self.next_random(usize::try_from(self.fail_one_in).unwrap()) == 0 {
                 return Err(Refused("injected"));
             }
-            match write {
-                Write::Create { kind, namespace, body } => name = self.post(kind, &namespace, body)?.name,
-                Write::Patch { id, status, body } => self.merge(&id, status, &body)?,
-                Write::Delete { id, uid, mode, only_without } => {
-                    let present = |owner: &crate::controllers::action::Owner| {
-                        let found = self.get(&owner.id);
-                        !found.is_null() && owner.uid.as_deref().is_none_or(|uid| found["metadata"]["uid"] == uid)
-                    };
-                    let same = self.get(&id)["metadata"]["uid"] == *uid;
-                    if same && !only_without.iter().any(present) {
-                        self.remove(&id, mode)?;
-                    }
-                }
-                Write::Bind { pod, node, .. } => {
-                    if !self.get(&pod)["spec"]["nodeName"].is_null() {
-                        return Err(Refused("already assigned"));
-                    }
-                    self.merge(&pod, false, &json!({"spec": {"nodeName": node}}))?;
-                }
-                Write::Finalize { namespace } => {
-                    let id = Id::new(Kind::Namespace, "", &namespace);
-                    self.merge(&id, false, &json!({"spec": {"finalizers": null}}))?;
-                    self.forget(&id);
-                }
-            }
+            name = self.execute(write)?;
             (self.invariant)(&self.world);
         }
         if let Some(mut report) = action.report {
@@ -262,6 +269,50 @@ impl Sim {
             self.reports.push(report);
         }
         Ok(())
+    }
+
+    /// Executes a write; the controllers know its result at once. The name of the object that it created, if it did.
+    fn execute(&mut self, write: Write) -> Result<String, Refused> {
+        let id = match write {
+            Write::Create { kind, namespace, body } => self.post(kind, &namespace, body)?,
+            Write::Patch { id, status, body } => {
+                self.merge(&id, status, &body)?;
+                id
+            }
+            Write::Delete { id, uid, mode, only_without } => {
+                let present = |owner: &Owner| {
+                    let found = self.get(&owner.id);
+                    !found.is_null() && owner.uid.as_deref().is_none_or(|uid| found["metadata"]["uid"] == uid)
+                };
+                if self.get(&id)["metadata"]["uid"] != *uid || only_without.iter().any(present) {
+                    return Ok(String::new());
+                }
+                self.remove(&id, mode)?;
+                if self.get(&id).is_null() {
+                    let change = self.known.remove(&id, &uid);
+                    self.tell(change);
+                }
+                id
+            }
+            Write::Bind { pod, uid, node } => {
+                if !self.get(&pod)["spec"]["nodeName"].is_null() {
+                    return Err(Refused("already assigned"));
+                }
+                self.merge(&pod, false, &json!({"spec": {"nodeName": node}}))?;
+                let change = self.known.bind(&pod, &uid, &node);
+                self.tell(change);
+                return Ok(String::new());
+            }
+            Write::Finalize { namespace } => {
+                let id = Id::new(Kind::Namespace, "", &namespace);
+                self.merge(&id, false, &json!({"spec": {"finalizers": null}}))?;
+                self.forget(&id);
+                return Ok(String::new());
+            }
+        };
+        let change = self.world.get(&id).and_then(|object| self.known.apply(object));
+        self.tell(change);
+        Ok(id.name)
     }
 
     // What the API server does.
@@ -341,26 +392,27 @@ impl Sim {
         Ok(())
     }
 
-    /// Stores a new state and tells the controllers.
+    /// Stores a new state; the watches will tell.
     fn store(&mut self, id: Id, mut object: Value) {
         object["metadata"]["resourceVersion"] = json!(self.next_number().to_string());
         let typed = Object::from_json(id.kind, object.clone()).unwrap();
+        self.watches.entry(id.kind).or_default().push_back(Told::Applied(typed.clone()));
         self.objects.insert(id, object);
-        let change = self.world.apply(typed);
-        self.tell(change);
+        self.world.apply(typed);
     }
 
     fn forget(&mut self, id: &Id) {
         if let Some(object) = self.objects.remove(id) {
-            let change = self.world.remove(id, object["metadata"]["uid"].as_str().unwrap());
-            self.tell(change);
+            let uid = object["metadata"]["uid"].as_str().unwrap();
+            self.world.remove(id, uid);
+            self.watches.entry(id.kind).or_default().push_back(Told::Deleted(id.clone(), uid.to_owned()));
         }
     }
 
     fn tell(&mut self, change: Option<Change>) {
         let Some(change) = change else { return };
         for (index, controller) in CONTROLLERS.iter().enumerate() {
-            self.keys.extend((controller.concerns)(&self.world, &change).into_iter().map(|id| (index, id)));
+            self.keys.extend((controller.concerns)(&self.known, &change).into_iter().map(|id| (index, id)));
         }
     }
 }
