@@ -147,3 +147,39 @@ fn on_a_thread<T: Send, E: From<Error> + Send>(f: impl FnOnce() -> Result<T, E> 
         thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::*;
+
+    fn here() -> PathBuf {
+        fs::read_link("/proc/thread-self/ns/net").unwrap()
+    }
+
+    #[test]
+    fn a_namespace_is_made_and_entered_without_moving_the_caller() {
+        let before = here();
+        let namespace = match Namespace::new_net() {
+            Err(error) if error.is_not_permitted() && std::env::var_os("CI").is_none() => {
+                eprintln!("skipped: {error}");
+                return;
+            }
+            namespace => namespace.unwrap(),
+        };
+        let inside = namespace.run(|| Ok::<_, Error>(here())).unwrap();
+        assert_ne!(inside, before);
+        assert_eq!(namespace.run(|| Ok::<_, Error>(here())).unwrap(), inside, "it is the same one again");
+        assert_eq!(here(), before);
+        let failed = namespace.run(|| Err::<(), _>(Error::invalid("try", "no")));
+        assert_eq!(failed.unwrap_err().to_string(), "cannot try: no");
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_refused() {
+        assert!(Namespace::open(Path::new("/proc/self/ns/none")).unwrap_err().is_not_found());
+        let file = Namespace::open(Path::new("/proc/self/status")).unwrap();
+        assert_eq!(file.run(|| Ok::<_, Error>(())).unwrap_err().errno(), Some(libc::EINVAL));
+    }
+}

@@ -1,10 +1,10 @@
-//! Processes: dying with the parent, waiting for signals and children, process descriptors, terminals.
+//! Processes: waiting for signals and children, process descriptors, terminals.
 
 use std::{
     fmt::Display,
     fs, io, mem,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -28,14 +28,6 @@ pub(crate) fn tried(what: impl Display) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::refused(what, errno.raw_os_error())
 }
 
-/// Asks for `signal` when the parent (the thread that started this process) ends.
-///
-/// # Errors
-/// None in practice.
-pub fn die_with_parent(signal: Signal) -> Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(signal)).map_err(tried("set the parent-death signal"))
-}
-
 /// Whether the calling process acts as user 0 of its user namespace.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -55,14 +47,6 @@ pub fn new_session() -> Result<()> {
 /// `ESRCH`: there is no such process; `EPERM`.
 pub fn kill(pid: u32, signal: Signal) -> Result<()> {
     rustix::process::kill_process(to_pid(pid)?, signal).map_err(tried(format_args!("signal process {pid}")))
-}
-
-/// Sends `signal` to every process of the group that `pid` leads.
-///
-/// # Errors
-/// As [`kill`].
-pub fn kill_group(pid: u32, signal: Signal) -> Result<()> {
-    rustix::process::kill_process_group(to_pid(pid)?, signal).map_err(tried(format_args!("signal process group {pid}")))
 }
 
 /// When process `pid` started, in clock ticks since boot (`/proc/PID/stat` field 22): with the pid, this names one
@@ -113,12 +97,6 @@ impl PidFd {
         let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         Ok(rustix::event::poll(&mut fds, Some(&timeout)).map_err(tried("wait for a process"))? > 0)
-    }
-}
-
-impl AsFd for PidFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 
@@ -258,4 +236,61 @@ fn to_pid(pid: u32) -> Result<Pid> {
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| Error::invalid(format!("find process {pid}"), "not a process id"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read, Write},
+        thread,
+    };
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_process_is_known_by_its_descriptor_and_start_time() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let start = start_time(child.id()).unwrap();
+        assert!(start >= start_time(std::process::id()).unwrap());
+        let fd = PidFd::open(child.id()).unwrap();
+        assert!(!fd.wait(Duration::ZERO).unwrap(), "it runs");
+        fd.signal(Signal::TERM).unwrap();
+        assert!(fd.wait(LONG).unwrap());
+        child.wait().unwrap();
+        assert!(fd.signal(Signal::TERM).unwrap_err().is_not_found());
+        assert!(start_time(child.id()).is_err());
+        assert!(PidFd::open(0).is_err());
+    }
+
+    #[test]
+    fn signals_are_taken_one_by_one_and_not_withheld_from_children() {
+        // On a thread of its own: the mask is a thread's, and a signal for a thread can be sent by its `kill` only.
+        let child_ended = thread::spawn(|| {
+            let signals = BlockedSignals::new(&[Signal::TERM]).unwrap();
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            signals.unblock_in(&mut command);
+            let mut child = command.spawn().unwrap();
+            kill(child.id(), Signal::TERM).unwrap();
+            child.wait().unwrap()
+        });
+        let status = child_ended.join().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+    }
+
+    #[test]
+    fn what_is_written_on_one_end_of_a_terminal_is_read_on_the_other() {
+        let pty = Pty::open().unwrap();
+        resize_terminal(&pty.controller, 100, 30).unwrap();
+        let size = rustix::termios::tcgetwinsize(&pty.terminal).unwrap();
+        assert_eq!((size.ws_col, size.ws_row), (100, 30));
+        let (mut terminal, mut controller) = (File::from(pty.terminal), File::from(pty.controller));
+        terminal.write_all(b"hello\n").unwrap();
+        let mut text = [0; 7];
+        controller.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"hello\r\n", "a terminal ends its lines so");
+    }
 }
