@@ -90,7 +90,7 @@ pub struct Query {
     pub edns: Option<Edns>,
     /// How, when and from where it came.
     pub arrival: Arrival,
-    /// How many aliases led here; 0 for what a client asked.
+    /// How many steps of our own led here; 0 for what a client asked.
     pub depth: u8,
 }
 
@@ -138,6 +138,11 @@ impl Query {
             arrival,
             depth: 0,
         })
+    }
+
+    /// Whether a client asked this: only such queries are logged and counted.
+    pub fn is_from_client(&self) -> bool {
+        self.depth == 0
     }
 
     /// A query of our own for another name, on behalf of this one.

@@ -20,7 +20,12 @@ use proptest::prelude::*;
 
 fn router() -> Arc<Router> {
     let corefile = stock_corefile("/nonexistent/resolv.conf");
-    Program::new(&corefile, &environment(cluster())).unwrap().routers.into_values().next().unwrap()
+    let mut view = cluster();
+    let endpoints: Vec<String> = (0..100).map(|n| format!("10.244.7.{n}")).collect();
+    let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+    view.apply_service(service("default/many", &[], &["web/tcp/80"]));
+    view.apply_slice(slice("default/many-1", "many", &["web/tcp/80"], &endpoints));
+    Program::new(&corefile, &environment(view)).unwrap().routers.into_values().next().unwrap()
 }
 
 /// Answers a packet as the server does, and checks the answer against what the client allows.
@@ -44,31 +49,33 @@ fn answer(router: &Arc<Router>, packet: &[u8], transport: Transport) {
 fn question() -> impl Strategy<Value = Vec<u8>> {
     let label = prop_oneof!["[a-z0-9_-]{1,12}", Just("_web".into()), Just("_tcp".into()), Just("10-244-0-5".into())];
     let name = prop_oneof![
-        (prop::collection::vec(label, 0..3), prop::sample::select(vec!["web", "headless", "ext", "early", "asleep"]))
+        (prop::collection::vec(label, 0..3), prop::sample::select(vec!["web", "headless", "ext", "many", "asleep"]))
             .prop_map(|(labels, service)| [labels, vec![service.into(), "default".into(), "svc".into()]].concat()),
         Just(vec!["5".into(), "0".into(), "244".into(), "10".into(), "in-addr".into(), "arpa".into()]),
     ];
     let qtype =
         prop::sample::select(vec![Rtype::A, Rtype::AAAA, Rtype::SRV, Rtype::PTR, Rtype::ANY, Rtype::SOA, Rtype::TXT]);
-    (name, qtype, any::<bool>(), prop::option::of(any::<u16>())).prop_map(|(mut labels, qtype, in_zone, edns)| {
-        if in_zone && labels.last().unwrap() != "arpa" {
-            labels.extend(["cluster".into(), "LOCAL".into()]);
-        }
-        let mut packet = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())];
-        for label in labels {
-            packet.push(label.len() as u8);
-            packet.extend(label.into_bytes());
-        }
-        packet.push(0);
-        packet.extend(qtype.to_int().to_be_bytes());
-        packet.extend([0, 1]);
-        if let Some(size) = edns {
-            packet.extend([0, 0, 41]);
-            packet.extend(size.to_be_bytes());
-            packet.extend([0; 6]);
-        }
-        packet
-    })
+    (name, qtype, any::<bool>(), prop::option::of(prop_oneof![0..2000_u16, any::<u16>()])).prop_map(
+        |(mut labels, qtype, in_zone, edns)| {
+            if in_zone && labels.last().unwrap() != "arpa" {
+                labels.extend(["cluster".into(), "LOCAL".into()]);
+            }
+            let mut packet = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())];
+            for label in labels {
+                packet.push(label.len() as u8);
+                packet.extend(label.into_bytes());
+            }
+            packet.push(0);
+            packet.extend(qtype.to_int().to_be_bytes());
+            packet.extend([0, 1]);
+            if let Some(size) = edns {
+                packet.extend([0, 0, 41]);
+                packet.extend(size.to_be_bytes());
+                packet.extend([0; 6]);
+            }
+            packet
+        },
+    )
 }
 
 /// What can happen in a cluster, on few enough names that things meet.
@@ -141,6 +148,23 @@ fn last_state(changes: &[Change]) -> (Vec<Service>, Vec<EndpointSlice>, Vec<(Obj
         }
     }
     (services, slices, pods)
+}
+
+#[test]
+fn every_size_is_respected() {
+    let router = router();
+    let question = b"\x04many\x07default\x03svc\x07cluster\x05local\0";
+    for qtype in [Rtype::A, Rtype::SRV, Rtype::AAAA] {
+        for size in 500..1800_u16 {
+            let mut packet = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+            packet.extend(question);
+            packet.extend(qtype.to_int().to_be_bytes());
+            packet.extend([0, 1, 0, 0, 41]);
+            packet.extend(size.to_be_bytes());
+            packet.extend([0; 6]);
+            answer(&router, &packet, Transport::Udp);
+        }
+    }
 }
 
 proptest! {

@@ -29,7 +29,7 @@ impl Plugin for Errors {
     }
 
     fn answered(&self, query: &Query, reply: &mut Reply) {
-        if let Some(error) = &reply.error {
+        if let Some(error) = reply.error.as_ref().filter(|_| query.is_from_client()) {
             error!(client = %query.arrival.client, "{} {}: {}: {error}", query.name.fmt_with_dot(), query.qtype, reply.plugin);
         }
     }

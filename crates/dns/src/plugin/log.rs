@@ -70,7 +70,7 @@ impl Plugin for Log {
 
     fn answered(&self, query: &Query, reply: &mut Reply) {
         let wanted = self.classes.iter().any(|class| [Class::All, Class::of(reply)].contains(class));
-        if !wanted || nearest(&self.zones, &query.name).is_none() {
+        if !wanted || !query.is_from_client() || nearest(&self.zones, &query.name).is_none() {
             return;
         }
         info!(

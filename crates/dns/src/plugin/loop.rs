@@ -57,7 +57,8 @@ impl Plugin for Loop {
             let again = self.seen.fetch_add(1, Ordering::Relaxed) > 0;
             if again && !self.found.swap(true, Ordering::Relaxed) {
                 error!(
-                    "loop: what is forwarded comes back from {}: names outside the cluster get SERVFAIL until the upstream is another server than this one",
+                    "loop: what is forwarded comes back from {}: names outside the cluster get SERVFAIL until the upstream is \
+                     another server than this one",
                     query.arrival.client
                 );
             }
@@ -93,6 +94,6 @@ fn probe_query(name: DnsName, random: u64) -> Query {
         qclass: Class::IN,
         edns: None,
         arrival: Arrival { client, transport: Transport::Udp, now: Instant::now(), random },
-        depth: 0,
+        depth: 1,
     }
 }

@@ -41,6 +41,9 @@ impl Plugin for Prometheus {
     }
 
     fn answered(&self, query: &Query, reply: &mut Reply) {
+        if !query.is_from_client() {
+            return;
+        }
         let zone = nearest(&self.zones, &query.name);
         let index = self.zones.iter().position(|candidate| Some(candidate) == zone);
         let Some(zone) = index.and_then(|index| self.labels.get(index)) else { return };
