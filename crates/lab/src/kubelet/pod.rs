@@ -372,7 +372,8 @@ impl Context {
         let renew_after = volumes::token_refresh(&kinds);
         let (mut credentials, mut renewed) = (None, Instant::now());
         let mut objects = prepared.objects.clone();
-        let has_objects = !(objects.config_maps.is_empty() && objects.secrets.is_empty());
+        let (maps, secrets) = volumes::referenced(&self.spec);
+        let has_objects = !(maps.is_empty() && secrets.is_empty());
         loop {
             sleep(REFRESH).await;
             let due = renew_after.is_some_and(|after| renewed.elapsed() >= after);

@@ -30,7 +30,7 @@ use crate::{
 /// The launcher: this executable, whatever it is called and wherever it was.
 pub const LAUNCHER: &str = "/proc/self/exe";
 /// How long output may still come after a command has ended: something that it left running may hold it open.
-const DRAIN: Duration = Duration::from_millis(500);
+pub const DRAIN: Duration = Duration::from_millis(500);
 
 /// A command and the environment it gets, complete.
 #[derive(Debug, Clone, Default)]

@@ -17,15 +17,13 @@ use tokio::{
 
 use super::{
     frame::{Frame, Request},
-    process::{self, CommandLine, Streams},
+    process::{self, CommandLine, DRAIN, Streams},
     registry::Registry,
 };
 use crate::container::Exec;
 
 /// How many pieces of output may wait.
 const QUEUE: usize = 16;
-/// How long output may still come after a command has ended: something that it left running may hold it open.
-const DRAIN: Duration = Duration::from_millis(500);
 
 /// Answers requests until dropped.
 pub async fn serve(listener: UnixListener, registry: Arc<Registry>) {

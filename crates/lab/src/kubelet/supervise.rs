@@ -7,7 +7,7 @@ use tokio::{
     process::Child,
     sync::watch,
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
     image::{self, Program},
     logs::LogWriter,
     pod::Context,
-    process::{self, CommandLine},
+    process::{self, CommandLine, DRAIN},
     registry::Run,
     sandbox::Sandbox,
     status::{Ended, Record, State},
@@ -93,11 +93,13 @@ impl<'a> Supervisor<'a> {
     /// Runs the container until it has ended for good: by itself, or because the pod is to stop.
     pub async fn run(&self) {
         let mut backoff = Backoff::default();
+        let mut attempts = 0_u32..;
         loop {
             if self.pod.stop_deadline().is_some() {
                 return;
             }
-            let ended = match self.start().await {
+            let is_first = attempts.next() == Some(0);
+            let ended = match self.start(is_first).await {
                 Ok(running) => self.see_through(running).await,
                 Err(Obstacle::Image(message)) => return self.never_pulled(message).await,
                 Err(Obstacle::Config(message)) => {
@@ -182,20 +184,14 @@ impl<'a> Supervisor<'a> {
         Ended { code: 128, message: Some(message), reason, id, started_at: now, finished_at: now }
     }
 
-    async fn start(&self) -> Result<Running, Obstacle> {
+    async fn start(&self, is_first: bool) -> Result<Running, Obstacle> {
         let program = image::resolve(self.container).map_err(Obstacle::Image)?;
         let image = self.container.image.as_deref().unwrap_or_default();
         self.event(Severity::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
         self.update(|r| r.image_id = program.image_id.clone());
-        let fresh;
-        let objects = match self.restarts() {
-            0 => &self.prepared.objects,
-            // What was there at first may have changed, and what was missing may be there.
-            _ => {
-                fresh = self.pod.objects().await.map_err(Obstacle::Config)?;
-                &fresh
-            }
-        };
+        // What was there at first may have changed since, and what was missing may be there.
+        let fresh = if is_first { None } else { Some(self.pod.objects().await.map_err(Obstacle::Config)?) };
+        let objects = fresh.as_ref().unwrap_or(&self.prepared.objects);
         let sources = Sources { pod: &self.pod.pod, objects, facts: &self.prepared.facts };
         let mut env = self.base_env();
         env.extend(sources.environment(self.container).map_err(Obstacle::Config)?);
@@ -269,8 +265,8 @@ impl<'a> Supervisor<'a> {
         };
         let finished_at = Timestamp::now();
         self.pod.node.registry.ended(&self.pod.key(&self.container.name));
-        // The output's end comes with the container's: nothing of it is left to hold the pipes.
-        let _ = running.log.await;
+        // The output's end comes with the container's: nothing of it is left to hold the pipes for long.
+        let _ = timeout(DRAIN, running.log).await;
         let (code, message) = match status {
             Ok(status) => (process::exit_code(status), None),
             Err(error) => (-1, Some(format!("lost the container: {error}"))),

@@ -6,13 +6,13 @@ use std::{
     net::TcpListener,
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Event, Node, Pod};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, PostParams},
@@ -235,10 +235,29 @@ impl Fixture {
         panic!("the node hung up");
     }
 
+    /// Creates a ConfigMap with one key.
+    pub async fn create_config_map(&self, name: &str, key: &str, value: &str) {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
+        let map = serde_json::from_value(json!({"metadata": {"name": name}, "data": {key: value}})).unwrap();
+        api.create(&PostParams::default(), &map).await.unwrap();
+    }
+
+    /// The first processes of the node's containers.
+    pub fn processes(&self) -> Vec<u32> {
+        let pid = self.node.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+    }
+
+    /// Takes the node down as the lab does.
+    pub fn stop_node(&mut self) -> ExitStatus {
+        kill(self.node.id(), Signal::TERM).unwrap();
+        self.node.wait().unwrap()
+    }
+
     /// What pods could leave on the node: processes, mounts, links, files.
     pub fn leftovers(&self) -> (usize, usize, Vec<String>) {
         let node = PathBuf::from(format!("/proc/{}", self.node.id()));
-        let children = fs::read_to_string(node.join(format!("task/{}/children", self.node.id()))).unwrap();
         let mounts = fs::read_to_string(node.join("mounts")).unwrap();
         let mut files = Vec::new();
         for dir in ["run/netns", "var/lib/kubelet/pods", "var/log/pods", "var/lib/cni/results"] {
@@ -252,15 +271,17 @@ impl Fixture {
                 .lines()
                 .map(|line| line.split('@').next().unwrap_or(line).to_owned()),
         );
-        (children.split_whitespace().count(), mounts.lines().count(), files)
+        (self.processes().len(), mounts.lines().count(), files)
     }
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
         self.server.stop();
-        let _ = kill(self.node.id(), Signal::TERM);
-        let _ = self.node.wait();
+        if let Ok(None) = self.node.try_wait() {
+            let _ = kill(self.node.id(), Signal::TERM);
+            let _ = self.node.wait();
+        }
         let _ = fs::remove_dir_all(&self.directory);
     }
 }

@@ -206,3 +206,64 @@ async fn a_pod_that_ignores_sigterm_is_killed_after_its_grace_period() {
     assert!((900..3000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
     assert_eq!(fixture.leftovers(), before);
 }
+
+#[tokio::test]
+async fn hooks_run_and_force_cuts_a_long_goodbye_short() {
+    let fixture = fixture!("hooks");
+    let before = fixture.leftovers();
+    let say = |word: &str| json!({"exec": {"command": ["sh", "-c", format!("echo {word} > /proc/1/fd/1")]}});
+    let polite = json!({"containers": [{
+        "name": "c", "image": "x", "command": ["sh", "-c", "trap 'echo bye; exit 0' TERM; while :; do sleep 0.05; done"],
+        "lifecycle": {"postStart": say("hello"), "preStop": say("leaving")},
+    }]});
+    let polite = fixture.create("polite", polite).await;
+    fixture.ready(&polite).await;
+    let follow = LogRequest { follow: true, ..fixture.log_of("polite", "c") };
+    let (log, ()) = tokio::join!(fixture.logs(follow), fixture.delete("polite", None));
+    assert_eq!(log, "hello\nleaving\nbye\n");
+
+    let deaf = json!({"containers": [{"name": "c", "image": "x", "command": ["sleep", "1000"]}]});
+    let deaf = fixture.create("deaf", deaf).await;
+    fixture.ready(&deaf).await;
+    fixture.delete("deaf", Some(600)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(fixture.pod("deaf").await.is_some());
+    fixture.delete("deaf", Some(0)).await;
+    until("nothing is left", || async { (fixture.leftovers() == before).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_missing_config_map_holds_a_container_up_until_it_is_there() {
+    let fixture = fixture!("config");
+    let pod = json!({"containers": [{
+        "name": "c", "image": MYAPP,
+        "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "x"}}}],
+        "readinessProbe": {"httpGet": {"port": 80, "path": "/hostname.html"}, "periodSeconds": 1},
+    }]});
+    let pod = fixture.create("waits", pod).await;
+    let message = until("it waits", || async {
+        let waiting = fixture::container(&fixture.pod("waits").await?)?.state?.waiting?;
+        (waiting.reason? == "CreateContainerConfigError").then_some(waiting.message?)
+    })
+    .await;
+    assert_eq!(message, "configmap \"late\" not found");
+    fixture.create_config_map("late", "x", "here").await;
+    fixture.ready(&pod).await;
+    assert_eq!(fixture.exec("waits", "c", &["sh", "-c", "echo $X"], b"").await.0, "here\n");
+}
+
+#[tokio::test]
+async fn a_node_that_goes_down_takes_its_pods_with_it() {
+    let mut fixture = fixture!("down");
+    let pod = json!({"containers": [{"name": "c", "image": "x", "command": ["sh", "-c", "sleep 1000 & sleep 1000"]}]});
+    let pod = fixture.create("pod", pod).await;
+    fixture.ready(&pod).await;
+    let processes = fixture.processes();
+    assert_eq!(processes.len(), 1, "{processes:?}");
+    assert!(fixture.stop_node().success());
+    for pid in processes {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+    let pod = fixture.pod("pod").await.unwrap();
+    assert!(pod.metadata.deletion_timestamp.is_none(), "the pod is the node's no more, but it is not deleted");
+}
