@@ -4,17 +4,22 @@
 //! terminal sizes, and from `v5.channel.k8s.io` on 255, which closes the channel named by the next byte
 //! (KEP-4006). `kubectl` before 1.30 speaks SPDY instead, which is refused with a clear message.
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch::Receiver};
+use tokio::{
+    sync::{mpsc, watch::Receiver},
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        Message, Utf8Bytes,
         handshake::derive_accept_key,
         protocol::{CloseFrame, Role, frame::coding::CloseCode},
     },
@@ -43,13 +48,38 @@ const STATUS: u8 = 3;
 const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
-/// Starts the command, then turns the connection into a WebSocket.
+/// Starts the command and turns the connection into a WebSocket. Once the handshake is understood, a failure is told
+/// inside the WebSocket: `kubectl` takes any other answer for a server without WebSockets.
 pub(super) async fn exec(
     context: Context,
     target: Target,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let (protocol, accept) = handshake(request.headers())?;
+    let session = start(&context, &target).await;
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(connection) => {
+                let socket = WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, None).await;
+                match session {
+                    Ok(session) => carry(socket, session, context.stopping).await,
+                    Err(status) => refuse(socket, &status).await,
+                }
+            }
+            Err(error) => tracing::debug!(%error, "exec connection was not upgraded"),
+        }
+    });
+    let mut response = whole(StatusCode::SWITCHING_PROTOCOLS, "", Bytes::new());
+    let headers = response.headers_mut();
+    headers.clear();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response)
+}
+
+async fn start(context: &Context, target: &Target) -> Result<ExecSession, Status> {
     let key = target.key();
     let pod = context.api.get(target.kind, &key)?;
     let query = &context.query;
@@ -67,24 +97,17 @@ pub(super) async fn exec(
         return Err(Status::bad_request("you must specify at least one command for the container"));
     }
     let node = subresource::node(pod.value())?;
-    let session = context.api.nodes.exec(&node, exec).await.map_err(|e| remote(&e))?;
-    tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
-            Ok(connection) => {
-                let socket = WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, None).await;
-                carry(socket, session, context.stopping).await;
-            }
-            Err(error) => tracing::debug!(%error, "exec connection was not upgraded"),
+    context.api.nodes.exec(&node, exec).await.map_err(|e| remote(&e))
+}
+
+/// Says on the status channel why nothing was started.
+async fn refuse(mut socket: WebSocketStream<TokioIo<Upgraded>>, status: &Status) {
+    for message in last_words(&status.to_value()) {
+        if socket.send(message).await.is_err() {
+            return;
         }
-    });
-    let mut response = whole(StatusCode::SWITCHING_PROTOCOLS, "application/octet-stream", Bytes::new());
-    let headers = response.headers_mut();
-    headers.clear();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    Ok(response)
+    }
+    farewell(async { while let Some(Ok(_)) = socket.next().await {} }).await;
 }
 
 /// The subprotocol to speak and the proof that the handshake was understood.
@@ -143,18 +166,31 @@ async fn carry(socket: WebSocketStream<TokioIo<Upgraded>>, session: ExecSession,
                 return;
             }
         };
-        let last = message(STATUS, status.to_string().as_bytes());
-        if sink.send(last).await.is_ok() {
-            // 1000: without a code, kubectl takes the end for a failure. The client may be gone already; so be it.
-            let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-            let _ = sink.send(Message::Close(Some(normal))).await;
+        for message in last_words(&status) {
+            if sink.send(message).await.is_err() {
+                return;
+            }
         }
     };
+    tokio::pin!(from_client);
     tokio::select! {
-        () = from_client => {}
-        () = to_client => {}
+        () = &mut from_client => {}
+        () = to_client => farewell(from_client).await,
         () = stopped(&mut stopping) => {}
     }
+}
+
+/// The Status, and that nothing comes after it: without the close code the client takes the end for an accident.
+fn last_words(status: &Value) -> [Message; 2] {
+    let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+    [message(STATUS, status.to_string().as_bytes()), Message::Close(Some(normal))]
+}
+
+/// Reads on until the client has closed its side: closing a connection on which bytes wait would take back what was
+/// sent last.
+async fn farewell(reading: impl Future<Output = ()>) {
+    // A client that does not close has lost its right to the last bytes.
+    let _ = timeout(Duration::from_secs(2), reading).await;
 }
 
 /// Passes on one message of the client.

@@ -70,7 +70,7 @@ mod tests {
         let merged = patched("application/merge-patch+json", change);
         assert_eq!(merged, json!({"spec": {"containers": [{"name": "b"}]}}));
         let strategic = patched("application/strategic-merge-patch+json", change);
-        assert_eq!(strategic, json!({"spec": {"containers": [{"name": "a", "image": "x"}, {"name": "b"}]}}));
+        assert_eq!(strategic, json!({"spec": {"containers": [{"name": "b"}, {"name": "a", "image": "x"}]}}));
     }
 
     #[test]

@@ -81,7 +81,8 @@ fn merge_object(target: &mut Value, patch: &Map<String, Value>, path: &str) -> R
                     *list = Value::Array(Vec::new());
                 }
                 if let Value::Array(list) = list {
-                    merge_list(list, items, key, &path)?;
+                    let told = patch.get(&format!("$setElementOrder/{field}")).and_then(Value::as_array);
+                    merge_list(list, (items, told.unwrap_or(items)), key, &path)?;
                 }
             }
             (other, _) => drop(object.insert(field.clone(), other.clone())),
@@ -99,9 +100,10 @@ fn directives(object: &mut Map<String, Value>, patch: &Map<String, Value>, path:
         let Value::Array(told) = value else { continue };
         match directive {
             "$deleteFromPrimitiveList" => list.retain(|item| !told.contains(item)),
-            "$setElementOrder" => {
+            "$setElementOrder" if !patch.contains_key(field) => {
                 let key = merge_key(&format!("{path}.{field}")).unwrap_or_default();
-                order(list, told, key);
+                let before = names(list, key);
+                order(list, told, key, &before);
             }
             _ => {}
         }
@@ -111,10 +113,12 @@ fn directives(object: &mut Map<String, Value>, patch: &Map<String, Value>, path:
     }
 }
 
-fn merge_list(list: &mut Vec<Value>, items: &[Value], key: &str, path: &str) -> Result<(), String> {
+/// Merges items into a list and puts the list in the order that is told, or that of the items.
+fn merge_list(list: &mut Vec<Value>, (items, told): (&[Value], &[Value]), key: &str, path: &str) -> Result<(), String> {
     if items.iter().any(|i| i["$patch"] == "replace") {
         list.clear();
     }
+    let before = names(list, key);
     for item in items {
         if key.is_empty() {
             if !list.contains(item) {
@@ -142,27 +146,36 @@ fn merge_list(list: &mut Vec<Value>, items: &[Value], key: &str, path: &str) -> 
             }
         }
     }
+    order(list, told, key, &before);
     Ok(())
 }
 
-/// Puts the items named in `told` in its order; items it does not name keep their place relative to those that were
-/// there before.
-fn order(list: &mut Vec<Value>, told: &[Value], key: &str) {
-    let name = |item: &Value| if key.is_empty() { item.clone() } else { item[key].clone() };
-    let told: Vec<Value> = told.iter().map(name).collect();
-    let rank = |item: &Value| told.iter().position(|t| *t == name(item));
-    let (mut named, mut others): (Vec<_>, Vec<_>) =
-        std::mem::take(list).into_iter().enumerate().partition(|(_, item)| rank(item).is_some());
-    named.sort_by_key(|(_, item)| rank(item));
-    let mut named = named.into_iter().peekable();
-    let mut rest = others.drain(..).peekable();
-    while let Some((at, _)) = named.peek() {
-        match rest.peek() {
-            Some((other, _)) if other < at => list.extend(rest.next().map(|(_, item)| item)),
-            _ => list.extend(named.next().map(|(_, item)| item)),
+/// What names an item of a list.
+fn name(item: &Value, key: &str) -> Value {
+    if key.is_empty() { item.clone() } else { item[key].clone() }
+}
+
+fn names(list: &[Value], key: &str) -> Vec<Value> {
+    list.iter().map(|item| name(item, key)).collect()
+}
+
+/// Puts the items named in `told` in its order. The others keep theirs, and stay in front of those that they were in
+/// front of `before`; an item that is new comes as early as it can.
+fn order(list: &mut Vec<Value>, told: &[Value], key: &str, before: &[Value]) {
+    let told = names(told, key);
+    let rank = |item: &Value| told.iter().position(|t| *t == name(item, key));
+    let place = |item: &Value| before.iter().position(|b| *b == name(item, key));
+    let (mut named, others): (Vec<_>, Vec<_>) = std::mem::take(list).into_iter().partition(|i| rank(i).is_some());
+    named.sort_by_key(rank);
+    let mut others = others.into_iter().peekable();
+    for item in named {
+        let at = place(&item);
+        while let Some(other) = others.next_if(|other| at.is_some() && place(other) < at) {
+            list.push(other);
         }
+        list.push(item);
     }
-    list.extend(rest.map(|(_, item)| item));
+    list.extend(others);
 }
 
 #[cfg(test)]
@@ -186,7 +199,7 @@ mod tests {
                 json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}]}}}}),
                 json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "env": [{"name": "Y", "value": "2"}]}]}}}}),
                 json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "image": "1",
-                    "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]}]}}}}),
+                    "env": [{"name": "Y", "value": "2"}, {"name": "X", "value": "1"}]}]}}}}),
             ),
             (
                 "service ports by port",
