@@ -155,7 +155,7 @@ fn every_size_is_respected() {
     let router = router();
     let question = b"\x04many\x07default\x03svc\x07cluster\x05local\0";
     for qtype in [Rtype::A, Rtype::SRV, Rtype::AAAA] {
-        for size in 500..1800_u16 {
+        for size in (500..1800_u16).step_by(5) {
             let mut packet = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
             packet.extend(question);
             packet.extend(qtype.to_int().to_be_bytes());
