@@ -1,5 +1,7 @@
 //! A lab of a test's own, run with the real `podwire`.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
