@@ -66,8 +66,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    let mut corefile =
-        fs::read_to_string(&args.conf).with_context(|| format!("cannot read {}", args.conf.display()))?;
+    let mut corefile = fs::read_to_string(&args.conf)
+        .with_context(|| format!("cannot read {}, name the Corefile with -conf", args.conf.display()))?;
     let program = build(&args.conf, &corefile, &environment)?;
     let mut feed = Feed::start(program.cluster.clone(), &environment.cluster).await?;
     let mut server = Server::start(program, environment.clone()).await?;
@@ -142,7 +142,8 @@ impl Feed {
     async fn start(needs: Option<ClusterNeeds>, cluster: &Arc<Cluster>) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         let Some(wanted) = &needs else { return Ok(Self { needs, _tasks: tasks }) };
-        let client = Client::from_kubeconfig_or_cluster(wanted.kubeconfig.clone()).await?.kube();
+        let client = Client::from_kubeconfig_or_cluster(wanted.kubeconfig.clone()).await;
+        let client = client.context("directive kubernetes (outside a pod it needs its option kubeconfig)")?.kube();
         let missing = Arc::new(AtomicUsize::new(if wanted.pods { 4 } else { 3 }));
         let sink = || Sink { cluster: cluster.clone(), missing: missing.clone() };
         tasks.spawn(sink().drain(watch::<Service>(Api::all(client.clone()), Config::default()), apply_service));
