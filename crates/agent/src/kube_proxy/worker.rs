@@ -15,6 +15,8 @@ use super::{Input, State, Update};
 /// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long after a change what it left unused is removed.
+const TIDY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Turns inputs into kernel state.
 pub struct Worker {
@@ -25,6 +27,8 @@ pub struct Worker {
     synced_once: bool,
     /// How long to wait before what failed is tried again.
     retry: Option<Duration>,
+    /// When to remove what is no longer used.
+    tidy_at: Option<Instant>,
 }
 
 impl Worker {
@@ -34,13 +38,14 @@ impl Worker {
     /// Connection tracking cannot be reached.
     pub fn new(tracker: Tracker, mode: Box<dyn Mode>, state: State) -> anyhow::Result<Self> {
         let conntrack = Box::new(conntrack::Kernel::open().context("opening connection tracking")?);
-        Ok(Self { tracker, mode, conntrack, state, synced_once: false, retry: None })
+        Ok(Self { tracker, mode, conntrack, state, synced_once: false, retry: None, tidy_at: None })
     }
 
     /// Works until nobody can send any more. Everything that waits goes into one transaction.
     pub fn run(mut self, inputs: &Receiver<Input>) {
         loop {
-            let first = match self.retry {
+            let tidy_in = self.tidy_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let first = match self.retry.or(tidy_in) {
                 None => inputs.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(pause) => inputs.recv_timeout(pause),
             };
@@ -54,6 +59,20 @@ impl Worker {
                 && (!changes.is_empty() || self.retry.is_some() || !self.synced_once)
             {
                 self.apply(changes);
+            }
+            if self.retry.is_none() && self.tidy_at.is_some_and(|at| at <= Instant::now()) {
+                self.tidy();
+            }
+        }
+    }
+
+    fn tidy(&mut self) {
+        match self.mode.tidy() {
+            Ok(again) => self.tidy_at = again.then(|| Instant::now() + TIDY_PAUSE),
+            Err(error) => {
+                warn!("{error}");
+                self.tidy_at = None;
+                self.retry = Some(FIRST_PAUSE);
             }
         }
     }
@@ -90,6 +109,9 @@ impl Worker {
                 self.state.metrics.synced(applied.full, took);
                 self.state.is_synced(true);
                 self.retry = None;
+                if applied.untidy {
+                    self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY_PAUSE);
+                }
                 for stale in &applied.stale {
                     self.state.metrics.flow_deletions.inc();
                     if let Err(error) = self.conntrack.delete(&stale.filter()) {

@@ -68,6 +68,9 @@ pub struct Applied {
     pub written: usize,
     /// Flows to delete.
     pub stale: Vec<StaleFlows>,
+    /// Something that nothing uses any more was left, since packets may be on their way through it: call
+    /// [`Mode::tidy`] in a second.
+    pub untidy: bool,
 }
 
 impl Applied {
@@ -93,6 +96,13 @@ pub trait Mode: Send {
     /// # Errors
     /// [`Error::Kernel`]; established connections are not harmed by it.
     fn apply(&mut self, changes: Vec<Change>) -> Result<Applied>;
+
+    /// Removes what was unused already at the last call and still is. Calls must be far enough apart for every packet
+    /// to have passed (a second). Says whether another call is needed.
+    ///
+    /// # Errors
+    /// As [`Mode::apply`]; call that next.
+    fn tidy(&mut self) -> Result<bool>;
 }
 
 /// One line of [`MODES`].

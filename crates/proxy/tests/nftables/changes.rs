@@ -47,6 +47,18 @@ fn apply(mode: &mut Nftables<Fake>, mut changes: Vec<Change>) {
     panic!("did not succeed in 200 attempts");
 }
 
+/// Tidies until nothing is left to tidy: two calls, if nothing fails.
+fn tidy(mode: &mut Nftables<Fake>) {
+    for _ in 0..200 {
+        match mode.tidy() {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(_) => apply(mode, Vec::new()),
+        }
+    }
+    panic!("is not tidy after 200 attempts");
+}
+
 #[test]
 fn every_road_leads_to_the_same_rules() {
     let empty = packet_table::empty();
@@ -69,6 +81,7 @@ fn every_road_leads_to_the_same_rules() {
                     apply(&mut mode, tracker.take_changes().unwrap());
                     from = to;
                 }
+                tidy(&mut mode);
                 mode.kernel_mut().heal();
                 let road = format!("{road}, split: {split}, fail: {fail:?}");
                 assert_rows(mode.kernel(), &end, &road);
@@ -132,7 +145,8 @@ fn a_restart_removes_what_no_service_asks_for_and_makes_a_strange_table_anew() {
         mode.apply(tracker.take_changes().unwrap()).unwrap();
         mode
     };
-    let emptied = restart(kernel.clone(), &packet_table::empty());
+    let mut emptied = restart(kernel.clone(), &packet_table::empty());
+    tidy(&mut emptied);
     let left = &emptied.kernel().ruleset()[&table()];
     assert!(left.sets.values().all(|set| set.elements.is_empty()));
     assert!(left.chains.keys().all(|chain| !chain.starts_with("vip-") && !chain.starts_with("nodeport-")));
@@ -182,10 +196,9 @@ fn elements_written(n: u8, change: impl FnOnce(&mut EndpointSlice)) -> (usize, u
     *world.slices.last_mut().unwrap() = web;
     tracker.set_slices(world.slices.clone());
     mode.apply(tracker.take_changes().unwrap()).unwrap();
-    let commits = mode.kernel_mut().take_commits();
-    assert_eq!(commits.len(), 1, "one transaction");
+    tidy(&mut mode);
     let (mut endpoints, mut others) = (0, 0);
-    for (_, action) in commits[0].steps() {
+    for (_, action) in mode.kernel_mut().take_commits().iter().flat_map(Batch::steps) {
         match action {
             Action::AddElements { set, elements } | Action::DeleteElements { set, elements } => match &**set {
                 "endpoints" => endpoints += elements.len(),
@@ -205,6 +218,38 @@ fn work_is_in_proportion_to_the_change() {
     assert_eq!(elements_written(200, |web| drop(web.endpoints.remove(0))), (3, 3));
     // One replaced by another: nothing but its element.
     assert_eq!(elements_written(200, |web| web.endpoints[7].address = ip("10.245.1.1")), (2, 2));
+}
+
+#[test]
+fn what_a_packet_may_still_be_on_its_way_to_goes_later() {
+    let world = |endpoints: &[&str]| World {
+        services: vec![service("web", "10.96.0.10")],
+        slices: vec![slice("web", 80, endpoints)],
+        ..packet_table::empty()
+    };
+    let mut mode = applied(&world(&["10.244.0.2", "10.244.0.3", "10.244.0.4"]));
+    let mut tracker = tracker();
+    tracker.set_services(world(&[]).services);
+    tracker.set_slices(world(&["10.244.0.3"]).slices);
+    mode.kernel_mut().take_commits();
+    assert!(mode.apply(tracker.take_changes().unwrap()).unwrap().untidy);
+    // The chain and the endpoints of one come before the verdict that leads there …
+    let commits = mode.kernel_mut().take_commits();
+    let sets = |batch: &Batch| -> Vec<String> { batch.steps().map(|(_, action)| action.to_string()).collect() };
+    let first = sets(&commits[0]);
+    assert_eq!(commits.len(), 2);
+    assert!(first.contains(&"add chain vip-1".to_owned()) && first.iter().all(|step| !step.contains("services")));
+    assert_eq!(sets(&commits[1]), ["delete 1 elements of set services", "add 1 elements to set services"]);
+    // … and those of three stay for two calls more.
+    let state = |mode: &Nftables<Fake>| {
+        let table = &mode.kernel().ruleset()[&table()];
+        (table.chains.contains_key("vip-3"), table.sets["endpoints"].elements.len())
+    };
+    assert_eq!(state(&mode), (true, 3));
+    assert!(mode.tidy().unwrap());
+    assert_eq!(state(&mode), (true, 3));
+    assert!(!mode.tidy().unwrap());
+    assert_eq!(state(&mode), (false, 1));
 }
 
 #[test]

@@ -76,6 +76,8 @@ fn ipv6_services_have_a_table_of_their_own() {
         assert!(text.contains("fd00:10:96::a . tcp . 80 . 0x00000001 : fd00:10:244::3 . 8080"), "{text}");
         tracker.set_services([]);
         mode.apply(tracker.take_changes().unwrap()).unwrap();
+        assert!(mode.tidy().unwrap());
+        assert!(!mode.tidy().unwrap());
         assert!(!nft(&["list", "table", "ip6", "podwire"]).contains("fd00:"));
     });
 }

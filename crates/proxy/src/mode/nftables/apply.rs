@@ -1,11 +1,15 @@
-//! Applies plans to the kernel: one transaction for each set of changes.
+//! Applies plans to the kernel, a few transactions for each set of changes: see [`Stage`].
 
 use std::collections::{BTreeMap, HashMap};
 
 use podwire_kernel::nftables::Batch;
 use podwire_model::{Family, ObjectName};
 
-use super::{failed, render::Map, table::TableState};
+use super::{
+    failed,
+    render::Map,
+    table::{Stage, TableState},
+};
 use crate::{
     Change, Result,
     mode::{Applied, FAMILIES, Mode, Settings},
@@ -64,6 +68,23 @@ impl<K: podwire_kernel::nftables::Nftables> Nftables<K> {
         Ok(())
     }
 
+    /// Writes what is to be done in some stages, in one transaction.
+    fn commit(&mut self, stages: &[Stage]) -> Result<usize> {
+        let mut batch = Batch::new();
+        let written = self.tables.iter_mut().map(|table| table.write(stages, &mut batch, &self.settings)).sum();
+        match self.kernel.commit(&batch) {
+            Ok(()) => {
+                self.tables.iter_mut().for_each(TableState::committed);
+                Ok(written)
+            }
+            Err(error) => {
+                self.tables.iter_mut().for_each(TableState::refused);
+                self.unknown = true;
+                Err(failed(error))
+            }
+        }
+    }
+
     fn change(&mut self, name: &ObjectName, plan: ServicePlan) {
         let old = self.plans.remove(name).unwrap_or_default();
         for (frontend, treatment) in &plan.frontends {
@@ -116,14 +137,22 @@ impl<K: podwire_kernel::nftables::Nftables> Mode for Nftables<K> {
         for (name, plan) in std::mem::take(&mut self.waiting) {
             self.change(&name, plan);
         }
-        let mut batch = Batch::new();
-        let written = self.tables.iter_mut().map(|table| table.write(&mut batch, &self.settings)).sum();
-        if let Err(error) = self.kernel.commit(&batch) {
-            self.unknown = true;
-            return Err(failed(error));
+        let mut written = 0;
+        if self.tables.iter().any(TableState::must_be_made) {
+            written += self.commit(&[Stage::Prepare, Stage::Switch])?;
+        } else {
+            written += self.commit(&[Stage::Prepare])?;
+            written += self.commit(&[Stage::Switch])?;
         }
-        self.tables.iter_mut().for_each(TableState::committed);
-        Ok(Applied { written, ..std::mem::take(&mut self.report) })
+        let untidy = self.tables.iter().any(TableState::is_untidy);
+        Ok(Applied { written, untidy, ..std::mem::take(&mut self.report) })
+    }
+
+    fn tidy(&mut self) -> Result<bool> {
+        if !self.unknown {
+            self.commit(&[Stage::Tidy])?;
+        }
+        Ok(self.tables.iter().any(TableState::is_untidy))
     }
 }
 

@@ -1,4 +1,8 @@
-//! One family's table: what should be in it, what is in it, and the transaction between the two.
+//! One family's table: what should be in it, what is in it, and the transactions between the two.
+//!
+//! A transaction is atomic for each single lookup, but a packet makes two (verdict, then endpoint), and its processor may
+//! be taken away between them. So what verdicts lead to is written before them, and removed a while after nothing leads
+//! there any more: see [`Stage`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,6 +20,18 @@ use crate::{
     mode::{Applied, Settings},
     plan::{Action, Backend, Frontend, Treatment},
 };
+
+/// When something is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// First: endpoints, and chains that pick from them. No verdict leads there yet; an endpoint that takes another one's
+    /// number is one that the Service wants anyway.
+    Prepare,
+    /// Then: verdicts.
+    Switch,
+    /// Later: endpoints and chains that no verdict leads to. A packet may still be on its way to them.
+    Tidy,
+}
 
 /// What an element is compared by.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,16 +70,24 @@ impl MapState {
         }
     }
 
-    /// The value that the key should have; at start, before anything was asked for, the one that it has.
-    fn value(&self, key: &Value) -> Option<&Value> {
-        let cell = self.delta.desired(key).or_else(|| self.delta.actual(key))?;
+    /// The value that the key has, or that it should have.
+    fn value(&self, key: &Value, actual: bool) -> Option<&Value> {
+        let cell = if actual { self.delta.actual(key) } else { self.delta.desired(key) }?;
         if let Mapped::Value(value) = &cell.data { Some(value) } else { None }
     }
 
-    /// The size to declare, if the declared one is too small for the pending transaction. Elements that are replaced
-    /// count twice until it is over.
-    fn larger_size(&self) -> Option<u32> {
-        let adds = self.delta.pending().filter(|step| !matches!(step, Step::Delete(..))).count();
+    /// When a pending step is to be taken.
+    fn stage(map: Map, step: &Step<'_, Value, Cell>) -> Stage {
+        match (map, step) {
+            (Map::Endpoints | Map::NodePortEndpoints | Map::Hairpin, Step::Delete(..)) => Stage::Tidy,
+            (Map::Endpoints | Map::NodePortEndpoints | Map::Hairpin, _) => Stage::Prepare,
+            _ => Stage::Switch,
+        }
+    }
+
+    /// The size to declare before `adds` elements are added, if the declared one is too small. Elements that are
+    /// replaced count twice until the transaction is over.
+    fn larger_size(&self, adds: usize) -> Option<u32> {
         let needed = self.held + adds;
         (needed > self.size as usize).then(|| (2 * needed).next_power_of_two() as u32)
     }
@@ -84,6 +108,21 @@ pub struct TableState {
     missing: bool,
     /// It has one with another layout, or one that somebody changed.
     leftover: bool,
+    /// Nothing was written since the kernel was read.
+    starting: bool,
+    /// What the transaction that is being written will have done.
+    in_flight: InFlight,
+    /// What was found unused by the last tidying; it goes with the next one if it still is.
+    aged_elements: BTreeSet<(Map, Value)>,
+    aged_picks: BTreeSet<Pick>,
+}
+
+/// Objects in a transaction; `None` for an element that goes.
+#[derive(Debug, Default)]
+struct InFlight {
+    elements: Vec<(Map, Value, Option<Cell>)>,
+    picks: Vec<(Pick, bool)>,
+    table: Option<bool>,
 }
 
 impl TableState {
@@ -97,6 +136,10 @@ impl TableState {
             address_users: HashMap::new(),
             missing: true,
             leftover: false,
+            starting: false,
+            in_flight: InFlight::default(),
+            aged_elements: BTreeSet::new(),
+            aged_picks: BTreeSet::new(),
         }
     }
 
@@ -123,17 +166,24 @@ impl TableState {
                 Some(Action::Balance { backends, .. }) => &**backends,
                 _ => &[],
             };
-            let old = self.number_backends(frontend, outside, backends);
+            // A frontend that is new to us may have been served by an earlier run: its endpoints keep their numbers.
+            let actual = before.is_none() && self.starting;
+            let old = self.number_backends((frontend, outside), actual, backends);
             applied.note_stale(*frontend, &old, backends);
         }
     }
 
     /// Gives each backend a number, so that as few as possible change theirs; returns the backends of before.
-    fn number_backends(&mut self, frontend: &Frontend, outside: bool, backends: &[Backend]) -> Vec<Backend> {
+    fn number_backends(
+        &mut self,
+        (frontend, outside): (&Frontend, bool),
+        actual: bool,
+        backends: &[Backend],
+    ) -> Vec<Backend> {
         let family = self.family;
         let map = self.maps.entry(Map::endpoints(&frontend.entry)).or_default();
         let key = |number: usize| render::endpoint_key(frontend, outside, number as u32);
-        let backend = |number| render::backend_of(map.value(&key(number))?, family);
+        let backend = |number| render::backend_of(map.value(&key(number), actual)?, family);
         let old: Vec<_> = (0..).map_while(backend).collect();
         let new = arrange(&old, backends);
         for (number, backend) in new.iter().enumerate() {
@@ -195,6 +245,7 @@ impl TableState {
         } else {
             BTreeSet::new()
         };
+        self.starting = true;
         self.missing = !kept || !self.is_intact(kernel, &picks, settings)?;
         self.leftover = self.missing && tables.iter().any(ours);
         if self.missing {
@@ -244,39 +295,70 @@ impl TableState {
         Ok(expected == found)
     }
 
-    /// Appends what is missing in the kernel to `batch`; returns how many objects that are.
-    pub fn write(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
-        let pending = self.maps.values().map(|map| map.delta.pending().count()).sum::<usize>();
-        if self.missing && pending == 0 && self.family == Family::V6 {
+    /// Whether the table must be made: then everything goes into one transaction.
+    pub fn must_be_made(&self) -> bool {
+        self.missing && (self.family == Family::V4 || self.maps.values().any(|map| map.wanted > 0))
+    }
+
+    /// Appends what is to be done in one of `stages` to `batch`; returns how many objects that are. Follow it with
+    /// [`TableState::committed`] or [`TableState::refused`].
+    pub fn write(&mut self, stages: &[Stage], batch: &mut Batch, settings: &Settings) -> usize {
+        if self.missing && !self.must_be_made() {
             // A machine without IPv6 Services may be one without IPv6.
             if self.leftover {
                 batch.delete_table(&self.table);
+                self.in_flight.table = Some(false);
             }
             return usize::from(self.leftover);
         }
-        let mut written = pending + self.picks.pending().count();
-        if self.missing {
-            written += self.make(batch, settings);
-        } else {
-            for (map, state) in &mut self.maps {
-                if let Some(size) = state.larger_size() {
-                    batch.add_set(&self.table, map.set(self.family, size));
-                    state.size = size;
+        let mut written = if self.missing { self.make(batch, settings) } else { 0 };
+        for step in self.picks.pending() {
+            if let Step::Create(pick, ()) = step
+                && stages.contains(&Stage::Prepare)
+            {
+                pick.add(batch, &self.table, self.family, settings);
+                self.in_flight.picks.push((*pick, true));
+            }
+        }
+        for (map, state) in &self.maps {
+            for step in state.delta.pending().filter(|step| stages.contains(&MapState::stage(*map, step))) {
+                let (key, cell) = match step {
+                    Step::Create(key, cell) | Step::Replace(key, _, cell) => (key, Some(cell)),
+                    Step::Delete(key, _) => (key, None),
+                };
+                if stages != [Stage::Tidy] || self.aged_elements.contains(&(*map, *key)) {
+                    self.in_flight.elements.push((*map, *key, cell.cloned()));
                 }
             }
         }
-        for step in self.picks.pending() {
-            if let Step::Create(pick, ()) = step {
-                pick.add(batch, &self.table, self.family, settings);
-            }
-        }
         self.write_elements(batch);
-        for step in self.picks.pending() {
-            if let Step::Delete(pick, ()) = step {
-                batch.delete_chain(&self.table, pick.to_string());
-            }
+        if stages == [Stage::Tidy] {
+            self.tidy_picks(batch);
         }
+        written += self.in_flight.elements.len() + self.in_flight.picks.len();
         written
+    }
+
+    /// Deletes the chains that were unused long enough, and notes what is unused now for the next time.
+    fn tidy_picks(&mut self, batch: &mut Batch) {
+        let unused = |step| if let Step::Delete(pick, ()) = step { Some(*pick) } else { None };
+        let unused_picks: BTreeSet<Pick> = self.picks.pending().filter_map(unused).collect();
+        for pick in unused_picks.intersection(&self.aged_picks) {
+            batch.delete_chain(&self.table, pick.to_string());
+            self.in_flight.picks.push((*pick, false));
+        }
+        let going: BTreeSet<_> = self.in_flight.elements.iter().map(|(map, key, _)| (*map, *key)).collect();
+        let unused_elements = self.maps.iter().flat_map(|(map, state)| {
+            let tidied = state.delta.pending().filter(|step| MapState::stage(*map, step) == Stage::Tidy);
+            tidied.filter_map(|step| if let Step::Delete(key, _) = step { Some((*map, *key)) } else { None })
+        });
+        self.aged_elements = unused_elements.filter(|element| !going.contains(element)).collect();
+        self.aged_picks = unused_picks.difference(&self.aged_picks).copied().collect();
+    }
+
+    /// Whether something unused is left for tidying.
+    pub fn is_untidy(&self) -> bool {
+        !self.missing && (!self.picks.is_settled() || self.maps.values().any(|map| !map.delta.is_settled()))
     }
 
     /// Makes the table anew, in the same transaction as its elements: there is no moment without it.
@@ -289,41 +371,64 @@ impl TableState {
             batch.add_set(&self.table, map.set(self.family, state.size));
         }
         render::constant(batch, &self.table, self.family, settings);
+        self.in_flight.table = Some(true);
         batch.len() - before
     }
 
     /// First what goes, then what comes; endpoints are there before a verdict leads to them.
-    fn write_elements(&self, batch: &mut Batch) {
-        let element =
-            |key: &Value, cell: &Cell| Element { key: *key, data: cell.data.clone(), comment: cell.comment.clone() };
-        for map in Map::ALL.iter().rev() {
-            let Some(state) = self.maps.get(map) else { continue };
-            let gone = state.delta.pending().filter_map(|step| match step {
-                Step::Create(..) => None,
-                Step::Replace(key, ..) | Step::Delete(key, _) => Some(Element::key(*key)),
-            });
-            batch.delete_elements(&self.table, map.name(), gone.collect());
+    fn write_elements(&mut self, batch: &mut Batch) {
+        let mut gone: BTreeMap<Map, Vec<Element>> = BTreeMap::new();
+        let mut new: BTreeMap<Map, Vec<Element>> = BTreeMap::new();
+        for (map, key, cell) in &self.in_flight.elements {
+            let held = self.maps.get(map).is_some_and(|state| state.delta.actual(key).is_some());
+            if held {
+                gone.entry(*map).or_default().push(Element::key(*key));
+            }
+            if let Some(Cell { data, comment }) = cell.clone() {
+                new.entry(*map).or_default().push(Element { key: *key, data, comment });
+            }
         }
-        for map in &Map::ALL {
-            let Some(state) = self.maps.get(map) else { continue };
-            let new = state.delta.pending().filter_map(|step| match step {
-                Step::Create(key, cell) | Step::Replace(key, _, cell) => Some(element(key, cell)),
-                Step::Delete(..) => None,
-            });
-            batch.add_elements(&self.table, map.name(), new.collect());
+        for map in Map::ALL {
+            let adds = new.get(&map).map_or(0, Vec::len);
+            if let Some(state) = self.maps.get_mut(&map)
+                && let Some(size) = state.larger_size(adds)
+            {
+                batch.add_set(&self.table, map.set(self.family, size));
+                state.size = size;
+            }
+        }
+        for map in Map::ALL.iter().rev() {
+            batch.delete_elements(&self.table, map.name(), gone.remove(map).unwrap_or_default());
+        }
+        for map in Map::ALL {
+            batch.add_elements(&self.table, map.name(), new.remove(&map).unwrap_or_default());
         }
     }
 
     /// The transaction that [`TableState::write`] made has been committed.
     pub fn committed(&mut self) {
-        let written = !self.missing || self.family == Family::V4 || self.maps.values().any(|map| map.wanted > 0);
-        self.missing = !written;
-        self.leftover = false;
-        self.picks.all_done();
-        for map in self.maps.values_mut() {
-            map.delta.all_done();
-            map.held = map.wanted;
+        let InFlight { elements, picks, table } = std::mem::take(&mut self.in_flight);
+        self.starting = false;
+        if let Some(made) = table {
+            (self.missing, self.leftover) = (!made, false);
         }
+        for (map, key, cell) in elements {
+            let state = self.maps.entry(map).or_default();
+            let held = state.delta.actual(&key).is_some();
+            state.held = state.held + usize::from(cell.is_some()) - usize::from(held);
+            match cell {
+                Some(cell) => state.delta.is(key, cell),
+                None => state.delta.is_gone(&key),
+            }
+        }
+        for (pick, made) in picks {
+            if made { self.picks.is(pick, ()) } else { self.picks.is_gone(&pick) }
+        }
+    }
+
+    /// It has been refused; read the kernel again.
+    pub fn refused(&mut self) {
+        self.in_flight = InFlight::default();
     }
 }
 
