@@ -19,6 +19,8 @@ use super::frame::{Frame, Request};
 
 /// How many pieces of input or output may wait.
 const QUEUE: usize = 16;
+/// The longest piece of input in one frame.
+const MAX_INPUT: usize = 64 << 10;
 
 /// The nodes whose sockets are in one directory.
 #[derive(Debug, Clone)]
@@ -115,20 +117,29 @@ async fn carry_input(
 ) {
     let mut stdin_open = true;
     loop {
-        let frame = tokio::select! {
+        let sent = tokio::select! {
             bytes = stdin.recv(), if stdin_open => match bytes {
-                Some(bytes) => Frame::Stdin(bytes),
+                Some(bytes) => send_stdin(&mut sink, bytes).await,
                 None => {
                     stdin_open = false;
-                    Frame::StdinEnd
+                    Frame::StdinEnd.write(&mut sink).await
                 }
             },
-            Some((columns, rows)) = resize.recv() => Frame::Resize(columns, rows),
+            Some((columns, rows)) = resize.recv() => Frame::Resize(columns, rows).write(&mut sink).await,
             else => std::future::pending().await,
         };
-        if frame.write(&mut sink).await.is_err() {
+        if sent.is_err() {
             // The output side learns why.
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Sends input of any length in frames that the node accepts.
+async fn send_stdin(sink: &mut OwnedWriteHalf, mut bytes: Bytes) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let piece = bytes.split_to(bytes.len().min(MAX_INPUT));
+        Frame::Stdin(piece).write(sink).await?;
+    }
+    Ok(())
 }

@@ -89,6 +89,8 @@ async fn commands_run_in_the_container() {
     assert!(stderr.contains("executable file not found in $PATH"), "{stderr}");
     let (stdout, _, code) = fixture.exec("tools", "c", &["sh", "-c", "tr a-z A-Z"], b"from stdin").await;
     assert_eq!((stdout.as_str(), code), ("FROM STDIN", 0));
+    let long = vec![b'x'; 3 << 20];
+    assert_eq!(fixture.exec("tools", "c", &["wc", "-c"], &long).await.0, "3145728\n");
 
     let request =
         ExecRequest { tty: true, ..fixture.exec_of("tools", "c", &["sh", "-c", "tty >/dev/null && stty size"]) };
