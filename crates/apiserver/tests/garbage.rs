@@ -1,5 +1,7 @@
 //! Whatever comes in, the server goes on.
 
+#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+
 mod common;
 
 use std::sync::Arc;

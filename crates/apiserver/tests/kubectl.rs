@@ -1,5 +1,7 @@
 //! Stock `kubectl` against the server: every command a user of a lab types.
 
+#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+
 mod common;
 
 use std::time::Duration;

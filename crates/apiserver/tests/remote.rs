@@ -1,5 +1,7 @@
 //! `kubectl logs` and `kubectl exec` through a node that is made up.
 
+#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+
 mod common;
 
 use std::{sync::Arc, time::Duration};

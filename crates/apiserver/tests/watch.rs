@@ -1,5 +1,7 @@
 //! list and watch, as client libraries rely on them.
 
+#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+
 mod common;
 
 use std::time::{Duration, Instant};

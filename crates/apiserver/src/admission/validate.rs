@@ -261,12 +261,9 @@ fn service_ports(spec: &Value, kind: &str, causes: &mut Causes) {
         }
         match &port["targetPort"] {
             Value::Number(_) => port_number(port, &path, "targetPort", causes),
-            Value::String(name) => {
-                if name.len() > 15 || !name.bytes().any(|b| b.is_ascii_lowercase()) || meta::label(name).is_err() {
-                    let why =
-                        "must be a port name: at most 15 characters of a-z, 0-9 and '-', with at least one letter";
-                    causes.push(Cause::invalid(format!("{path}.targetPort"), name.as_str(), why));
-                }
+            Value::String(name) if !is_port_name(name) => {
+                let why = "must be a port name: at most 15 characters of a-z, 0-9 and '-', with at least one letter";
+                causes.push(Cause::invalid(format!("{path}.targetPort"), name.as_str(), why));
             }
             _ => {}
         }
@@ -274,6 +271,10 @@ fn service_ports(spec: &Value, kind: &str, causes: &mut Causes) {
             causes.push(Cause::forbidden(format!("{path}.nodePort"), "may not be used when `type` is 'ClusterIP'"));
         }
     }
+}
+
+fn is_port_name(name: &str) -> bool {
+    name.len() <= 15 && name.bytes().any(|b| b.is_ascii_lowercase()) && meta::label(name).is_ok()
 }
 
 /// The address of a Service never changes while it has one.

@@ -29,7 +29,10 @@ use self::{
     query::Query,
     shape::Shape,
 };
-use crate::{registry::Api, status::Status};
+use crate::{
+    registry::{Api, FieldValidation, WriteOptions},
+    status::Status,
+};
 
 /// One request on its way through the handlers.
 struct Context {
@@ -37,8 +40,16 @@ struct Context {
     query: Query,
     /// What the client would like to read.
     shape: Shape,
+    /// How unknown fields are treated when the query does not say.
+    validation: FieldValidation,
     /// Becomes true when the server stops.
     stopping: Receiver<bool>,
+}
+
+impl Context {
+    fn write_options(&self) -> Result<WriteOptions, Status> {
+        self.query.write_options(self.validation)
+    }
 }
 
 /// Answers one request. Failures become `metav1.Status` objects.
@@ -63,13 +74,15 @@ async fn route(api: Arc<Api>, stopping: Receiver<bool>, request: Request<Incomin
     if !authenticated(&api, &request) {
         return Err(Status::unauthorized());
     }
-    let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let text = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let accept = text(header::ACCEPT);
     if let Some(response) = discovery::answer(request.method(), path, accept) {
         return Ok(response);
     }
     let target = path::parse(path).ok_or_else(Status::no_such_path)?;
     let query = Query::parse(request.uri().query().unwrap_or_default());
-    let context = Context { api, query, shape: shape::of_accept(accept), stopping };
+    let validation = query::unsaid(text(header::USER_AGENT));
+    let context = Context { api, query, shape: shape::of_accept(accept), validation, stopping };
     dispatch(context, target, request).await
 }
 

@@ -40,10 +40,11 @@ impl Query {
         }
     }
 
-    /// `dryRun` and `fieldValidation`.
-    pub fn write_options(&self) -> Result<WriteOptions, Status> {
+    /// `dryRun` and `fieldValidation`; `unsaid` where the latter is not given.
+    pub fn write_options(&self, unsaid: FieldValidation) -> Result<WriteOptions, Status> {
         let validation = match self.text("fieldValidation") {
-            "" | "Warn" => FieldValidation::Warn,
+            "" => unsaid,
+            "Warn" => FieldValidation::Warn,
             "Ignore" => FieldValidation::Ignore,
             "Strict" => FieldValidation::Strict,
             other => {
@@ -60,5 +61,40 @@ impl Query {
             "All" => Ok(true),
             other => Err(Status::bad_request(format!("dryRun: {other:?} is not \"All\""))),
         }
+    }
+}
+
+/// What a client means that does not say how unknown fields are to be treated. `kubectl` before 1.25 does not know the
+/// parameter: it refuses them itself, by schemas that this server does not have, so the server does it for it.
+pub(super) fn unsaid(user_agent: &str) -> FieldValidation {
+    let minor = user_agent.strip_prefix("kubectl/v1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    match minor {
+        Some(..25) => FieldValidation::Strict,
+        _ => FieldValidation::Warn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kubectl_is_strict() {
+        assert_eq!(unsaid("kubectl/v1.20.2 (linux/amd64) kubernetes/faecb19"), FieldValidation::Strict);
+        assert_eq!(unsaid("kubectl/v1.32.4 (linux/amd64) kubernetes/59526cd"), FieldValidation::Warn);
+        assert_eq!(unsaid("kube-rs"), FieldValidation::Warn);
+        assert_eq!(unsaid(""), FieldValidation::Warn);
+    }
+
+    #[test]
+    fn parameters_are_decoded() {
+        let query = Query::parse("labelSelector=a%3Db&command=x&command=y+z&follow=true&tailLines=5&limit=");
+        assert_eq!(query.text("labelSelector"), "a=b");
+        assert_eq!(query.all("command").collect::<Vec<_>>(), ["x", "y z"]);
+        assert!(query.flag("follow") && !query.flag("previous"));
+        assert_eq!(query.number::<u64>("tailLines").unwrap(), Some(5));
+        assert_eq!(query.number::<u64>("limit").unwrap(), None);
+        assert!(Query::parse("tailLines=x").number::<u64>("tailLines").is_err());
+        assert!(Query::parse("dryRun=x").dry_run().is_err());
     }
 }

@@ -89,7 +89,7 @@ fn set_scale(
     target: &Target,
     edit: &mut dyn FnMut(&Value) -> Result<Value, Status>,
 ) -> Result<Response<Body>, Status> {
-    let options = context.query.write_options()?;
+    let options = context.write_options()?;
     let written = context.api.update(target.kind, &target.key(), Part::Main, options, &mut |old| {
         let wanted = edit(&scale(old))?;
         let mut new = old.clone();

@@ -34,7 +34,7 @@ pub(super) async fn create(
     if target.kind.namespaced && namespace.is_empty() {
         return Err(Status::bad_request("an empty namespace may not be set during creation"));
     }
-    let written = context.api.create(target.kind, &namespace, object, context.query.write_options()?)?;
+    let written = context.api.create(target.kind, &namespace, object, context.write_options()?)?;
     Ok(respond(context, target.kind, StatusCode::CREATED, &written))
 }
 
@@ -71,7 +71,7 @@ pub(super) fn update(
     part: Part,
     edit: &mut dyn FnMut(&Value) -> Result<Value, Status>,
 ) -> Result<Response<Body>, Status> {
-    let options = context.query.write_options()?;
+    let options = context.write_options()?;
     let written = context.api.update(target.kind, &target.key(), part, options, edit)?;
     Ok(respond(context, target.kind, StatusCode::OK, &written))
 }
