@@ -85,13 +85,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         drop_invalid: !config.tcp_be_liberal(),
     };
     if settings.pod_ranges.is_empty() {
-        warn!("clusterCIDR is not set: which sources are pods is not known, so nothing is masqueraded for being outside");
+        warn!(
+            "clusterCIDR is not set: which sources are pods is not known, so nothing is masqueraded for being outside"
+        );
     }
     let opened = (description.open)(&settings)?;
     pass_bridged_packets();
     let client = Client::from_kubeconfig_or_cluster(config.kubeconfig()).await?;
     let state = State::new(description.name, Metrics::new());
-    for (address, pages) in [(config.healthz_address()?, pages::Pages::Health), (config.metrics_address()?, pages::Pages::Metrics)]
+    for (address, pages) in
+        [(config.healthz_address()?, pages::Pages::Health), (config.metrics_address()?, pages::Pages::Metrics)]
     {
         if let Some(address) = address {
             tokio::spawn(pages::serve(address, pages, state.clone()));

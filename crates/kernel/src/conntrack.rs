@@ -155,8 +155,11 @@ fn tuple(protocol: u8, (address, port): (Option<IpAddr>, Option<u16>), source: b
     let mut proto = Vec::new();
     push_attribute(&mut proto, cta::PROTO_NUM, &[protocol]);
     if let Some(port) = port {
-        let (kind, flag) =
-            if source { (cta::PROTO_SRC_PORT, cta::F_PROTO_SRC_PORT) } else { (cta::PROTO_DST_PORT, cta::F_PROTO_DST_PORT) };
+        let (kind, flag) = if source {
+            (cta::PROTO_SRC_PORT, cta::F_PROTO_SRC_PORT)
+        } else {
+            (cta::PROTO_DST_PORT, cta::F_PROTO_DST_PORT)
+        };
         push_attribute(&mut proto, kind, &port.to_be_bytes());
         flags |= flag;
     }
@@ -183,10 +186,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
-    use crate::{
-
-        nftables::{Batch, Chain, ChainKind, Hook, Nftables, Rule, Table, priority},
-    };
+    use crate::nftables::{Batch, Chain, ChainKind, Hook, Nftables, Rule, Table, priority};
 
     const UDP: u8 = 17;
 
@@ -207,7 +207,13 @@ mod tests {
         let original = tuple([10, 244, 0, 9], [10, 96, 0, 10]);
         let reply = Tuple { source: ([10, 244, 0, 2].into(), 5353), destination: original.source };
         let flow = Flow { protocol: UDP, original, reply };
-        let all = Filter { original_destination: None, original_port: None, reply_source: None, reply_port: None, ..filter(1) };
+        let all = Filter {
+            original_destination: None,
+            original_port: None,
+            reply_source: None,
+            reply_port: None,
+            ..filter(1)
+        };
         assert!(all.matches(&flow));
         assert!(Filter { reply_source: Some([10, 244, 0, 2].into()), reply_port: Some(5353), ..all }.matches(&flow));
         assert!(!Filter { reply_port: Some(53), ..all }.matches(&flow));

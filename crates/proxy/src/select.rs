@@ -52,11 +52,8 @@ impl<'a> Candidates<'a> {
         let ready = self.backends(|e| e.ready);
         let cluster = if ready.is_empty() { self.backends(terminating) } else { self.near(me).unwrap_or(ready) };
         let ready_here = self.backends(|e| e.ready && is_local(e, me));
-        let local = if ready_here.is_empty() {
-            self.backends(|e| terminating(e) && is_local(e, me))
-        } else {
-            ready_here
-        };
+        let local =
+            if ready_here.is_empty() { self.backends(|e| terminating(e) && is_local(e, me)) } else { ready_here };
         Chosen { cluster: cluster.into(), local: local.into() }
     }
 

@@ -59,7 +59,11 @@ impl Metrics {
     pub fn text(&self) -> String {
         let mut registry = Registry::with_prefix("kubeproxy");
         let rules = "sync_proxy_rules";
-        registry.register(format!("{rules}_duration_seconds"), "Time to bring the rules up to date", self.syncs.clone());
+        registry.register(
+            format!("{rules}_duration_seconds"),
+            "Time to bring the rules up to date",
+            self.syncs.clone(),
+        );
         registry.register(
             "sync_full_proxy_rules_duration_seconds",
             "Time to compare and write all rules",

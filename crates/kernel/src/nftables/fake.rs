@@ -99,7 +99,7 @@ impl Fake {
         let Some(n) = self.fail_one_in else { return Ok(()) };
         // Knuth's linear congruential generator; its high bits are the good ones.
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if (self.random >> 33) % n == 0 { Err(Error::refused(what, libc::ENOBUFS)) } else { Ok(()) }
+        if (self.random >> 33).is_multiple_of(n) { Err(Error::refused(what, libc::ENOBUFS)) } else { Ok(()) }
     }
 
     fn table(&mut self, table: &Table, what: &str) -> Result<&TableState> {

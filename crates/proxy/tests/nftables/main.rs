@@ -1,5 +1,7 @@
 //! The nftables mode over the strict fake and over the kernel.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod changes;
 mod golden;
 mod table;

@@ -103,9 +103,8 @@ impl Net {
     /// Starts a proxy on the node.
     pub fn proxy(&self, description: &Description, world: &World) -> Proxy {
         let settings = Settings { pod_ranges: vec![world.pods], ..Settings::default() };
-        let (mode, conntrack) = self.at(&ip(NODE), || {
-            ((description.open)(&settings).unwrap(), conntrack::Kernel::open().unwrap())
-        });
+        let (mode, conntrack) =
+            self.at(&ip(NODE), || ((description.open)(&settings).unwrap(), conntrack::Kernel::open().unwrap()));
         let tracker = Tracker::new(Me { node: world.node.into(), ..Me::default() });
         let mut proxy = Proxy { tracker, mode, conntrack };
         proxy.set(world);

@@ -30,7 +30,8 @@ fn established_connections_outlive_their_endpoint_and_a_restart_of_the_proxy() {
     for mode in MODES {
         let Some(net) = Net::build() else { return };
         let mut proxy = net.proxy(mode, &world(Protocol::Tcp, &[POD_A]));
-        let stream = net.at(&ip(NODE), || TcpStream::connect_timeout(&VIP.parse().unwrap(), Duration::from_secs(2)).unwrap());
+        let stream =
+            net.at(&ip(NODE), || TcpStream::connect_timeout(&VIP.parse().unwrap(), Duration::from_secs(2)).unwrap());
         stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
         assert!(lines.next().unwrap().unwrap().starts_with(POD_A));
@@ -61,7 +62,8 @@ fn new_connections_never_fail_during_a_rolling_update() {
             let client = scope.spawn(|| {
                 net.at(&ip(NODE), || {
                     let (mut attempts, begin) = (0, Instant::now());
-                    while !done.load(std::sync::atomic::Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(20) {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(20)
+                    {
                         let seen = connect(VIP.parse().unwrap(), Protocol::Tcp);
                         assert!(matches!(seen, Seen::Answer(..)), "attempt {attempts}: {seen:?}");
                         attempts += 1;
@@ -69,7 +71,9 @@ fn new_connections_never_fail_during_a_rolling_update() {
                     attempts
                 })
             });
-            for endpoints in [&[POD_A, POD_B][..], &[POD_B], &[POD_B, POD_C], &[POD_C], &[POD_C, POD_A], &[POD_A]].repeat(50) {
+            for endpoints in
+                [&[POD_A, POD_B][..], &[POD_B], &[POD_B, POD_C], &[POD_C], &[POD_C, POD_A], &[POD_A]].repeat(50)
+            {
                 proxy.set(&world(Protocol::Tcp, endpoints));
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -217,8 +217,7 @@ impl Pick {
             }
         }
         let (modulus, offset) = (self.count, if self.outside { OUTSIDE_OFFSET } else { 0 });
-        let number =
-            if self.sticky { Key::SourceHash { modulus, offset } } else { Key::Random { modulus, offset } };
+        let number = if self.sticky { Key::SourceHash { modulus, offset } } else { Key::Random { modulus, offset } };
         let rule = if self.node_port {
             let key = [Key::L4Proto, Key::DestinationPort, number];
             Rule::new(family).dnat_map(&key, Map::NodePortEndpoints.name())

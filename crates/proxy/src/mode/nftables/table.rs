@@ -435,8 +435,7 @@ impl TableState {
 /// Puts `wanted` in an order in which those that were in `current` keep their place, if there is one.
 fn arrange(current: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
     let mut left: BTreeSet<_> = wanted.iter().copied().collect();
-    let mut places: Vec<_> =
-        current.iter().take(wanted.len()).map(|backend| left.take(backend)).collect();
+    let mut places: Vec<_> = current.iter().take(wanted.len()).map(|backend| left.take(backend)).collect();
     places.resize(wanted.len(), None);
     let mut new = left.into_iter();
     places.into_iter().filter_map(|place| place.or_else(|| new.next())).collect()

@@ -230,8 +230,12 @@ impl Machine<'_> {
             Expr::VerdictMap { .. } => return Ok(Next::Rule),
             Expr::Dnat { family, address, port } => {
                 let address = match family {
-                    podwire_model::Family::V4 => self.stored(*address, 4).first_chunk::<4>().map(|b| Ipv4Addr::from(*b).into()),
-                    podwire_model::Family::V6 => self.stored(*address, 16).first_chunk::<16>().map(|b| Ipv6Addr::from(*b).into()),
+                    podwire_model::Family::V4 => {
+                        self.stored(*address, 4).first_chunk::<4>().map(|b| Ipv4Addr::from(*b).into())
+                    }
+                    podwire_model::Family::V6 => {
+                        self.stored(*address, 16).first_chunk::<16>().map(|b| Ipv6Addr::from(*b).into())
+                    }
                 };
                 let port = self.stored(*port, 2).first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
                 let backend = address.zip(port).map(|(address, port)| Backend { address, port });
