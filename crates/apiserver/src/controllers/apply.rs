@@ -40,20 +40,26 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// The HTTP status of the API's refusal.
-    fn code(&self) -> Option<u16> {
+    /// The API's refusal, if it is one.
+    fn refusal(&self) -> Option<&kube::core::Status> {
         match self {
             Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => Some(status.code),
+                kube::Error::Api(status) => Some(status),
                 _ => None,
             },
             _ => None,
         }
     }
 
-    /// Somebody else was faster: the decision was made from an old state, and the next one will see the new.
-    pub(super) fn is_conflict(&self) -> bool {
-        self.code() == Some(409)
+    /// The HTTP status of the API's refusal.
+    fn code(&self) -> Option<u16> {
+        self.refusal().map(|status| status.code)
+    }
+
+    /// Somebody else was faster, or the namespace is on its way out: the decision was made from an old state, and the
+    /// next one will see the new.
+    pub(super) fn is_outrun(&self) -> bool {
+        self.refusal().is_some_and(|status| status.code == 409 || status.message.contains("is being terminated"))
     }
 }
 
@@ -85,7 +91,7 @@ pub(super) async fn apply(client: &Client, recorder: &Recorder, action: Action) 
             recorder.record(report, object.meta().name.as_deref().unwrap_or_default());
         }
         (Ok(_), Some(report)) => recorder.record(report, ""),
-        (Err(error), Some(report)) if creates && !error.is_conflict() => recorder.failed_create(report, error),
+        (Err(error), Some(report)) if creates && !error.is_outrun() => recorder.failed_create(report, error),
         _ => {}
     }
     outcome

@@ -172,7 +172,7 @@ impl Shell<'_> {
                 Err(error) => {
                     succeeded = false;
                     let controller = CONTROLLERS[key.0].name;
-                    if error.is_conflict() {
+                    if error.is_outrun() {
                         tracing::debug!(controller, key = ?key.1, %error, "was outrun");
                     } else {
                         tracing::warn!(controller, key = ?key.1, %error, "will try again");

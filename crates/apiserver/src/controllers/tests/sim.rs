@@ -73,12 +73,13 @@ impl Sim {
         sim
     }
 
-    /// One with ready nodes `node1`, `node2`, …
+    /// One with ready nodes `node1`, `node2`, … that the controllers know.
     pub fn with_nodes(seed: u64, nodes: usize) -> Self {
         let mut sim = Self::new(seed);
         for number in 1..=nodes {
             sim.create(Kind::Node, super::fixtures::node(&format!("node{number}"), "True"));
         }
+        sim.settle();
         sim
     }
 
