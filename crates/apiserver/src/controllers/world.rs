@@ -72,7 +72,7 @@ macro_rules! kinds {
     ($($kind:ident $field:ident $namespaced:literal,)*) => {
         /// A kind of object that the controllers watch.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[allow(missing_docs)]
+        #[allow(missing_docs, reason = "each is named after its Kubernetes kind")]
         pub enum Kind { $($kind),* }
 
         impl Kind {
@@ -102,7 +102,7 @@ macro_rules! kinds {
 
         /// One object of any watched kind. Cheap to clone.
         #[derive(Clone, Debug)]
-        #[allow(missing_docs)]
+        #[allow(missing_docs, reason = "each is named after its Kubernetes kind")]
         pub enum Object { $($kind(Arc<$kind>)),* }
 
         impl Object {
@@ -138,7 +138,7 @@ macro_rules! kinds {
 
         /// The current objects of every watched kind.
         #[derive(Debug, Default)]
-        #[allow(missing_docs)]
+        #[allow(missing_docs, reason = "each is named after its Kubernetes kind")]
         pub struct World { $(pub $field: Store<$kind>),* }
 
         impl World {

@@ -137,8 +137,7 @@ fn share(view: &View<'_>, set: &ReplicaSet, allowed: i32) -> i32 {
     let reported = view.deployment.status.as_ref().and_then(|status| status.replicas);
     let before = revision::scaled_for(set).1.or(reported).filter(|before| *before > 0).unwrap_or(1);
     let exact = f64::from(size) * f64::from(allowed) / f64::from(before);
-    // Replica counts are far below 2^31; the cast saturates anyway.
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation, reason = "replica counts are far below 2^31; the cast saturates anyway")]
     let rounded = exact.round() as i32;
     rounded - size
 }
