@@ -1,6 +1,6 @@
 //! Whatever comes in, the server goes on.
 
-#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+#![allow(clippy::unwrap_used, reason = "a failure in a test's own helpers is a failed test")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Stock `kubectl` against the server: every command a user of a lab types.
 
-#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+#![allow(clippy::unwrap_used, reason = "a failure in a test's own helpers is a failed test")]
 
 mod common;
 
@@ -325,6 +325,15 @@ async fn what_is_wrong_is_named() {
         1,
         "nothing half made"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_said() {
+    if !have_kubectl() {
+        return;
+    }
+    let lab = Lab::start().await;
+    let deployment = DEMO.split("---").nth(1).unwrap();
     lab.apply(DEMO).await;
     let moved = deployment.replace("app: myapp", "app: other");
     let said = lab.run(&["apply", "-f", "-"], &moved).await;

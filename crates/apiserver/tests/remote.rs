@@ -1,6 +1,6 @@
 //! `kubectl logs` and `kubectl exec` through a node that is made up.
 
-#![allow(clippy::unwrap_used)] // A failure in a test's own helpers is a failed test.
+#![allow(clippy::unwrap_used, reason = "a failure in a test's own helpers is a failed test")]
 
 mod common;
 

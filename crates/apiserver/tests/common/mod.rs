@@ -1,5 +1,5 @@
 //! A server in this process, `kubectl` against it, and raw requests.
-#![allow(dead_code)] // Each test file uses its own part.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::{
     net::{SocketAddr, TcpListener},
