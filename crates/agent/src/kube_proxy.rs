@@ -121,7 +121,7 @@ async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, state: 
     let mut nodes = pin!(podwire_k8s::watch::<core::Node>(Api::all(kube), mine));
     loop {
         let input = tokio::select! {
-            Some(event) = services.next() => Input::Services(update(event, |s| convert::service(s).map(Some))),
+            Some(event) = services.next() => Input::Services(update(event, served_service)),
             Some(event) = slices.next() => Input::Slices(update(event, convert::endpoint_slice)),
             Some(event) = nodes.next() => match this_node(event, node) {
                 Some(found) => {
@@ -153,6 +153,19 @@ where
         Event::Applied(object) => convert(&object).map_or_else(|| Update::Gone(name(&object)), Update::One),
         Event::Deleted(object) => Update::Gone(name(&object)),
     }
+}
+
+/// A Service as the proxy takes it; says which part of it is not carried.
+fn served_service(object: &core::Service) -> Result<Option<Service>, convert::Invalid> {
+    let service = convert::service(object)?;
+    if !service.source_ranges.is_empty() && !service.load_balancer.is_empty() {
+        warn!(
+            "Service {}: spec.loadBalancerSourceRanges is not supported yet; its load-balancer addresses are not served, \
+             unless a range allows all",
+            service.name
+        );
+    }
+    Ok(Some(service))
 }
 
 /// What an event says about this node.
