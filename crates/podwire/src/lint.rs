@@ -84,7 +84,12 @@ fn hint(lines: &[&str], line: usize) -> Option<String> {
     let indent = |text: &str| text.len() - text.trim_start().len();
     let is_outside = key.trim_end().ends_with(':') && item.trim_start().starts_with("- ") && indent(item) < indent(key);
     is_outside.then(|| {
-        format!("the list item begins in column {}, its key in column {}: indent it by {} more", indent(item) + 1, indent(key) + 1, indent(key) - indent(item))
+        format!(
+            "the list item begins in column {}, its key in column {}: indent it by {} more",
+            indent(item) + 1,
+            indent(key) + 1,
+            indent(key) - indent(item)
+        )
     })
 }
 

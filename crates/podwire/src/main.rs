@@ -68,7 +68,11 @@ fn agent(run: impl Future<Output = Result<()>>) -> Result<ExitCode> {
 
 /// Logs to standard error: `info` and above of ours, warnings of others, or as `RUST_LOG` says.
 fn log() {
-    let default = || EnvFilter::new("warn,podwire=info,podwire_agent=info,podwire_lab=info,podwire_dns=info,podwire_proxy=info,podwire_overlay=info");
+    let default = || {
+        EnvFilter::new(
+            "warn,podwire=info,podwire_agent=info,podwire_lab=info,podwire_dns=info,podwire_proxy=info,podwire_overlay=info",
+        )
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

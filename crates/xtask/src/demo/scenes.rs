@@ -56,6 +56,9 @@ fn up(stage: &mut Stage) -> Result<()> {
     stage.use_kubeconfig();
     let nodes = stage.show("kubectl get nodes -o wide");
     nodes.holds("three nodes are Ready", |text| text.matches(" Ready ").count() == 3);
+    stage
+        .show("kubectl wait -n kube-system --for=condition=Ready pod --all --timeout=30s")
+        .succeeds("every pod of the system is Ready");
     let system = stage.show("kubectl get pods -n kube-system -o wide");
     system.holds("each node runs flannel and kube-proxy, and coredns is there", |text| {
         text.matches("kube-flannel-ds").count() == 3
@@ -162,8 +165,9 @@ fn pod_to_pod(stage: &mut Stage) -> Result<()> {
     stage.title("Pod to pod across nodes: what is on the wire");
     let (from, _) = pod_on(stage, "node1")?;
     let (_, to) = pod_on(stage, "node2")?;
-    let capture = stage
-        .start("podwire lab exec node2 -- timeout 10 tcpdump -i eth0 -nn -c 2 'udp port 8472 and host 172.25.2.1'")?;
+    let capture = stage.start(
+        "podwire lab exec node2 -- timeout 10 tcpdump -i eth0 -nn -T vxlan -c 2 'udp port 8472 and host 172.25.2.1'",
+    )?;
     capture_settles(stage)?;
     let ping = format!("kubectl exec {from} -- ping -c 3 -i 0.2 {to}");
     stage.show(&ping).prints("a pod of node1 pings a pod of node2", " 0% packet loss");
