@@ -26,7 +26,7 @@ pub fn play(stage: &mut Stage) -> Result<()> {
     pod_to_pod(stage)?;
     pod_to_outside(stage)?;
     looks(stage)?;
-    misprints(stage);
+    mistakes(stage);
     Ok(())
 }
 
@@ -130,11 +130,7 @@ fn node_port(stage: &mut Stage) -> Result<()> {
 fn rolling_update(stage: &mut Stage) -> Result<()> {
     stage.title("Rolling update to v1 and back, while a client asks without pause");
     let port = stage.ask("kubectl get svc myservice -o jsonpath='{.spec.ports[0].nodePort}'")?;
-    let asking = format!(
-        "podwire lab exec client -- sh -c 'ok=0; bad=0; while [ ! -e /tmp/stop ]; do \
-         if curl -sf -m 5 http://172.25.2.1:{port}/ >>/tmp/seen; then ok=$((ok+1)); else bad=$((bad+1)); fi; done; \
-         echo \"$ok answered, $bad failed\"; cut -d\"|\" -f2 /tmp/seen | sort | uniq -c; rm -f /tmp/stop /tmp/seen'"
-    );
+    let asking = format!("podwire lab exec client -- sh -s http://172.25.2.1:{port}/ < examples/ask.sh");
     let client = stage.start(&asking)?;
     for version in ["v1", "v2"] {
         stage
@@ -213,13 +209,26 @@ fn looks(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn misprints(stage: &mut Stage) {
-    stage.title("The seed's two misprinted manifests");
+fn mistakes(stage: &mut Stage) {
+    stage.title("Mistakes are named, and change nothing");
+    stage.say("the seed's two misprinted manifests");
     for file in ["clusterip", "nodeport"] {
+        let file = format!("examples/misprinted/{file}.yml");
+        stage.show(&format!("kubectl apply -f {file}")).refuses("kubectl names the line", "yaml: line");
         stage
-            .show(&format!("kubectl apply -f examples/misprinted/{file}.yml"))
-            .refuses("refused, naming the line", "yaml: line");
+            .show(&format!("podwire lint {file}"))
+            .refuses("podwire lint names the field as well", "10:2: in spec.ports");
     }
+    let mut patch = |what: &str, patch: &str, needle: &str| {
+        stage.show(&format!("kubectl patch svc myservice -p '{patch}'")).refuses(what, needle);
+    };
+    patch("a port out of range", r#"{"spec":{"ports":[{"port":70000}]}}"#, "spec.ports[1].port: Invalid value: 70000");
+    patch("a field that does not exist", r#"{"spec":{"potrs":[]}}"#, r#"unknown field "spec.potrs""#);
+    patch("a Service address that cannot change", r#"{"spec":{"clusterIP":"192.0.2.1"}}"#, "spec.clusterIPs");
+    stage.show("podwire lab up").refuses("a second lab of the same name", "demo");
+    stage
+        .show("podwire lab up --name other --pod-cidr 172.25.0.0/16")
+        .refuses("pod addresses that overlap the nodes' network", "172.25.2.0/24");
 }
 
 /// Waits until the Service's address answers and returns the address.
