@@ -69,6 +69,7 @@ async fn every_failure_is_a_status() {
     let maps = "/api/v1/namespaces/default/configmaps";
     let large = format!(r#"{{"data":{{"a":"{}"}}}}"#, "x".repeat(4 << 20));
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let wrong_path = format!("{maps}/x/y");
     for (method, path, kind, body, code) in [
         ("GET", "/nothing", "", "", 404),
         ("GET", "/api/v1/things", "", "", 404),
@@ -85,6 +86,9 @@ async fn every_failure_is_a_status() {
         ("POST", maps, "application/json", r#"{"metadata": {"name": "a", "namespace": "other"}}"#, 400),
         ("POST", maps, "application/json", r#"{"metadata": {}}"#, 422),
         ("POST", maps, "application/json", &large, 413),
+        // A client that is still sending gets its answer too.
+        ("POST", &wrong_path, "application/json", &large, 404),
+        ("PUT", maps, "application/json", &large, 405),
         ("POST", maps, "application/yaml", "a: b", 415),
         ("POST", maps, "application/vnd.kubernetes.protobuf", "k8s", 400),
         ("POST", "/api/v1/namespaces/default/pods?dryRun=Some", "application/json", "{}", 400),

@@ -32,7 +32,11 @@ pub(super) fn plan(world: &World, _: &Id, context: &Context<'_>) -> Plan {
     let all = range.subnets(context.config.node_mask).ok().into_iter().flatten();
     let mut free = all.filter(|block| !taken.iter().any(|t| t.contains(block) || block.contains(t)));
     let mut waiting: Vec<&Node> = world.nodes.iter().map(AsRef::as_ref).filter(|node| needs_block(node)).collect();
-    waiting.sort_by_key(|node| (node.metadata.creation_timestamp.as_ref().map(|t| t.0), &node.metadata.name));
+    // Timestamps have whole seconds: among equals node9 goes before node10.
+    waiting.sort_by_key(|node| {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        (node.metadata.creation_timestamp.as_ref().map(|t| t.0), name.len(), name)
+    });
     for node in waiting {
         let Some(block) = free.next() else {
             let message = format!(

@@ -16,6 +16,8 @@ pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The largest request body read, as in kube-apiserver.
 const LIMIT: usize = 3 << 20;
+/// How much is read of what a refused request still sends.
+const DRAINED: usize = 16 << 20;
 
 /// A response of JSON text.
 pub(super) fn json(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
@@ -72,16 +74,28 @@ pub(super) fn content_type(request: &Request<Incoming>) -> String {
 }
 
 /// Reads a whole body.
-pub(super) async fn read(request: Request<Incoming>) -> Result<Bytes, Status> {
-    match Limited::new(request.into_body(), LIMIT).collect().await {
+pub(super) async fn read(request: &mut Request<Incoming>) -> Result<Bytes, Status> {
+    match Limited::new(request.body_mut(), LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Status::too_large(LIMIT)),
         Err(error) => Err(Status::bad_request(format!("the request body cannot be read: {error}"))),
     }
 }
 
+/// Reads what is left of a body, within bounds. Answering before would close the connection on a client that is still
+/// sending, and the client would see a broken connection instead of the answer.
+pub(super) async fn drain(body: &mut Incoming) {
+    let mut left = DRAINED;
+    while let Some(Ok(frame)) = body.frame().await {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
 /// Reads a body as an object, whichever way it is encoded. `null` when there is none.
-pub(super) async fn read_object(request: Request<Incoming>) -> Result<Value, Status> {
+pub(super) async fn read_object(request: &mut Request<Incoming>) -> Result<Value, Status> {
     let kind = content_type(&request);
     let bytes = read(request).await?;
     match kind.as_str() {

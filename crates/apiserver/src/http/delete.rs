@@ -24,7 +24,7 @@ use crate::{
 pub(super) async fn one(
     context: &Context,
     target: &Target,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let options = options(&context.query, request).await?;
     let text = match context.api.delete(target.kind, &target.key(), &options)? {
@@ -38,7 +38,7 @@ pub(super) async fn one(
 pub(super) async fn collection(
     context: &Context,
     target: &Target,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let selection = Selection::of(target, &context.query)?;
     let options = options(&context.query, request).await?;
@@ -67,7 +67,7 @@ fn success(kind: &Kind, object: &Value) -> Value {
 }
 
 /// `DeleteOptions` come in the body or in the query.
-pub(super) async fn options(query: &Query, request: Request<Incoming>) -> Result<DeleteOptions, Status> {
+pub(super) async fn options(query: &Query, request: &mut Request<Incoming>) -> Result<DeleteOptions, Status> {
     of_value(query, &body::read_object(request).await?)
 }
 

@@ -53,12 +53,13 @@ const CLOSE: u8 = 255;
 pub(super) async fn exec(
     context: Context,
     target: Target,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let (protocol, accept) = handshake(request.headers())?;
     let session = start(&context, &target).await;
+    let upgraded = hyper::upgrade::on(request);
     tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
+        match upgraded.await {
             Ok(connection) => {
                 let socket = WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, None).await;
                 match session {

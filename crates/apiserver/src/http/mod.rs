@@ -24,7 +24,7 @@ use tokio::sync::watch::Receiver;
 pub(crate) use connection::{Listener, serve};
 
 use self::{
-    body::{Body, error, plain},
+    body::{Body, drain, error, plain},
     path::Target,
     query::Query,
     shape::Shape,
@@ -53,25 +53,32 @@ impl Context {
 }
 
 /// Answers one request. Failures become `metav1.Status` objects.
-async fn answer(api: Arc<Api>, stopping: Receiver<bool>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(api: Arc<Api>, stopping: Receiver<bool>, mut request: Request<Incoming>) -> Response<Body> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = std::time::Instant::now();
-    let response = match route(api, stopping, request).await {
+    let response = match route(api, stopping, &mut request).await {
         Ok(response) => response,
-        Err(status) => error(&status),
+        Err(status) => {
+            drain(request.body_mut()).await;
+            error(&status)
+        }
     };
     tracing::debug!(%method, path, code = response.status().as_u16(), elapsed = ?started.elapsed(), "request");
     response
 }
 
-async fn route(api: Arc<Api>, stopping: Receiver<bool>, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+async fn route(
+    api: Arc<Api>,
+    stopping: Receiver<bool>,
+    request: &mut Request<Incoming>,
+) -> Result<Response<Body>, Status> {
     let path = request.uri().path();
     match path.trim_end_matches('/') {
         "/healthz" | "/livez" | "/readyz" => return Ok(plain("ok")),
         "/version" => return Ok(discovery::version()),
         _ => {}
     }
-    if !authenticated(&api, &request) {
+    if !authenticated(&api, request) {
         return Err(Status::unauthorized());
     }
     let text = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -92,7 +99,7 @@ fn authenticated(api: &Api, request: &Request<Incoming>) -> bool {
     token.is_some_and(|token| api.tokens.user(token.trim()).is_some())
 }
 
-async fn dispatch(context: Context, target: Target, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+async fn dispatch(context: Context, target: Target, request: &mut Request<Incoming>) -> Result<Response<Body>, Status> {
     let method = request.method().clone();
     if let Some(subresource) = target.subresource.clone() {
         return subresource::answer(context, target, &subresource, request).await;

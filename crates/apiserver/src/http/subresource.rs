@@ -30,7 +30,7 @@ pub(super) async fn answer(
     context: Context,
     target: Target,
     subresource: &str,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     if !target.kind.has(subresource) {
         return Err(Status::no_such_path());

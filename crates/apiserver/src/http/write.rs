@@ -22,7 +22,7 @@ use crate::{
 pub(super) async fn create(
     context: &Context,
     target: &Target,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let object = body::read_object(request).await?;
     let namespace = match &target.namespace {
@@ -42,7 +42,7 @@ pub(super) async fn create(
 pub(super) async fn replace(
     context: &Context,
     target: &Target,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let new = body::read_object(request).await?;
     update(context, target, Part::Main, &mut |_| Ok(new.clone()))
@@ -52,14 +52,14 @@ pub(super) async fn replace(
 pub(super) async fn patch(
     context: &Context,
     target: &Target,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     let patch = read_patch(request).await?;
     update(context, target, Part::Main, &mut |old| patch.apply(old))
 }
 
 /// Reads a patch of any kind.
-pub(super) async fn read_patch(request: Request<Incoming>) -> Result<Patch, Status> {
+pub(super) async fn read_patch(request: &mut Request<Incoming>) -> Result<Patch, Status> {
     let kind = body::content_type(&request);
     Patch::parse(&kind, &body::read(request).await?)
 }
