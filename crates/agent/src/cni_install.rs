@@ -8,11 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use podwire_cni::PLUGINS;
 use podwire_overlay::subnet_env::write_atomically;
 use tracing::info;
-
-/// The plugins that `podwire-cni` is, by the name it is called by.
-const PLUGINS: [&str; 5] = ["bridge", "flannel", "host-local", "loopback", "portmap"];
 
 /// Flags of `podwire install-cni`.
 #[derive(Debug, clap::Args)]

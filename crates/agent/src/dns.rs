@@ -1,6 +1,7 @@
 //! `podwire dns`: the cluster's DNS server, as `coredns -conf Corefile`.
 
 use std::{
+    convert::Infallible,
     ffi::OsString,
     fs,
     net::{IpAddr, Ipv6Addr},
@@ -9,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, anyhow};
@@ -30,11 +31,13 @@ use podwire_k8s::{
     watch,
 };
 use podwire_model::{Name, ObjectName};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    task::JoinSet,
+use tokio::task::JoinSet;
+use tracing::{error, info};
+
+use crate::{
+    daemon::{Stop, sleep},
+    update::Update,
 };
-use tracing::{error, info, warn};
 
 /// Flags of `podwire dns`, as CoreDNS spells them.
 #[derive(Debug, clap::Args)]
@@ -63,8 +66,7 @@ pub fn with_double_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsStr
 /// # Errors
 /// The Corefile is missing or wrong, the Kubernetes API cannot be used, or an address cannot be opened.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut stop = Stop::new()?;
     let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
     let mut corefile = fs::read_to_string(&args.conf)
         .with_context(|| format!("cannot read {}, name the Corefile with -conf", args.conf.display()))?;
@@ -74,9 +76,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     loop {
         let interval = server.program().reload;
         tokio::select! {
-            _ = stop.recv() => break,
-            _ = interrupt.recv() => break,
-            () = sleep_or_never(interval) => {
+            () = stop.asked() => break,
+            () = sleep(interval) => {
                 if let Err(error) = reload(&args.conf, &mut corefile, &environment, &mut server, &mut feed).await {
                     environment.metrics.count_failed_reload();
                     error!("the changed Corefile is refused, the running one stays in force: {error:#}");
@@ -87,8 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     info!("stopping, after {:?} as lame duck", server.program().lameduck);
     tokio::select! {
         () = server.drain() => {}
-        _ = stop.recv() => {}
-        _ = interrupt.recv() => {}
+        () = stop.asked() => {}
     }
     Ok(())
 }
@@ -123,13 +123,6 @@ async fn reload(
     }
     info!("took over the changed Corefile {}", path.display());
     Ok(())
-}
-
-async fn sleep_or_never(interval: Option<Duration>) {
-    match interval {
-        Some(interval) => tokio::time::sleep(interval).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// The watches that keep the view of the cluster; dropping it ends them.
@@ -183,51 +176,35 @@ fn unix_seconds() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
 }
 
-/// The valid ones among converted objects; the others are logged, and have no names.
-fn valid<T, E: std::fmt::Display>(converted: Result<T, E>) -> Option<T> {
-    converted.inspect_err(|error| warn!("ignored: {error}")).ok()
-}
-
 fn apply_service(view: &mut View, event: Event<Service>) {
-    match event {
-        Event::Snapshot(all) => view.replace_services(all.iter().filter_map(|object| valid(convert::service(object)))),
-        Event::Applied(object) => match valid(convert::service(&object)) {
-            Some(service) => view.apply_service(service),
-            None => view.delete_service(&convert::object_name(&object.metadata)),
-        },
-        Event::Deleted(object) => view.delete_service(&convert::object_name(&object.metadata)),
+    match Update::new(event, |object| convert::service(object).map(Some)) {
+        Update::All(services) => view.replace_services(services),
+        Update::One(service) => view.apply_service(service),
+        Update::Gone(name) => view.delete_service(&name),
     }
 }
 
 fn apply_slice(view: &mut View, event: Event<EndpointSlice>) {
-    let converted = |object: &EndpointSlice| valid(convert::endpoint_slice(object)).flatten();
-    match event {
-        Event::Snapshot(all) => view.replace_slices(all.iter().filter_map(converted)),
-        Event::Applied(object) => match converted(&object) {
-            Some(slice) => view.apply_slice(slice),
-            None => view.delete_slice(&convert::object_name(&object.metadata)),
-        },
-        Event::Deleted(object) => view.delete_slice(&convert::object_name(&object.metadata)),
+    match Update::new(event, convert::endpoint_slice) {
+        Update::All(slices) => view.replace_slices(slices),
+        Update::One(slice) => view.apply_slice(slice),
+        Update::Gone(name) => view.delete_slice(&name),
     }
 }
 
 fn apply_namespace(view: &mut View, event: Event<Namespace>) {
-    let name = |object: &Namespace| -> Name { object.metadata.name.as_deref().unwrap_or_default().into() };
-    match event {
-        Event::Snapshot(all) => view.replace_namespaces(all.iter().map(name)),
-        Event::Applied(object) => view.apply_namespace(name(&object)),
-        Event::Deleted(object) => view.delete_namespace(&name(&object)),
+    match Update::new(event, |object| Ok::<_, Infallible>(object.metadata.name.as_deref().map(Name::from))) {
+        Update::All(names) => view.replace_namespaces(names),
+        Update::One(name) => view.apply_namespace(name),
+        Update::Gone(name) => view.delete_namespace(&name.name),
     }
 }
 
 fn apply_pod(view: &mut View, event: Event<Pod>) {
-    match event {
-        Event::Snapshot(all) => view.replace_pods(all.iter().map(pod_addresses)),
-        Event::Applied(object) => {
-            let (name, addresses) = pod_addresses(&object);
-            view.apply_pod(name, addresses);
-        }
-        Event::Deleted(object) => view.delete_pod(&convert::object_name(&object.metadata)),
+    match Update::new(event, |object| Ok::<_, Infallible>(Some(pod_addresses(object)))) {
+        Update::All(pods) => view.replace_pods(pods),
+        Update::One((name, addresses)) => view.apply_pod(name, addresses),
+        Update::Gone(name) => view.delete_pod(&name),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Node events go into [`podwire_overlay::Overlay`], which programs the kernel; this node's own annotations and
 //! condition go back to the API. `subnet.env` is written last: once it is there, the CNI plugin may attach pods.
 
-use std::{collections::BTreeMap, fs, pin::pin, time::Duration};
+use std::{collections::BTreeMap, fs, pin::pin};
 
 use anyhow::{Context, bail, ensure};
 use futures_util::StreamExt;
@@ -29,16 +29,14 @@ use podwire_overlay::{
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::daemon::{Retry, Stop, sleep};
+
 mod args;
 mod healthz;
 mod links;
 mod publish;
 
 pub use args::Args;
-
-/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT. The data path stays as it is then: pods keep talking, and the next run takes it over.
 ///
@@ -62,7 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let nodes = Api::<core::Node>::all(client.kube());
     let mut events = pin!(podwire_k8s::watch(nodes.clone(), watcher::Config::default()));
-    let mut stop = pin!(stopped()?);
+    let mut stop = Stop::new()?;
     let mut removals = links::removals()?;
     let mut daemon = Daemon::new(args, config, name, nodes)?;
     if let (ip, port @ 1..) = (daemon.args.healthz_ip, daemon.args.healthz_port) {
@@ -70,42 +68,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     loop {
         tokio::select! {
-            () = &mut stop => break,
+            () = stop.asked() => break,
             event = events.next() => match event {
                 Some(event) => daemon.observe(event),
                 None => bail!("the watch of nodes ended"),
             },
             Some(link) = removals.recv() => if !daemon.lost(link)? { continue },
-            () = sleep(daemon.retry_in) => {}
+            () = sleep(daemon.retry.pause()) => {}
         }
         tokio::select! {
-            () = &mut stop => break,
+            () = stop.asked() => break,
             done = daemon.work() => done?,
         }
     }
     info!("stopping; the data path stays");
     Ok(())
-}
-
-/// Resolves on SIGTERM or SIGINT.
-fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-/// Sleeps; for ever when there is nothing to wait for.
-async fn sleep(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// This node's name: `NODE_NAME`, or the node of the Pod that `POD_NAME` and `POD_NAMESPACE` name.
@@ -141,8 +118,8 @@ struct Daemon {
     announced: bool,
     /// subnet.env is written: pods can be attached.
     ready: watch::Sender<bool>,
-    /// Something failed: work again after this, even if nothing happens.
-    retry_in: Option<Duration>,
+    /// Something failed: work again after its pause, even if nothing happens.
+    retry: Retry,
 }
 
 impl Daemon {
@@ -157,7 +134,7 @@ impl Daemon {
             rules: false,
             announced: !args.set_node_network_unavailable,
             ready: watch::Sender::new(false),
-            retry_in: None,
+            retry: Retry::default(),
             args,
             name,
             nodes,
@@ -227,7 +204,7 @@ impl Daemon {
         Some(name)
     }
 
-    /// Does what is left to do. Failures that may pass are logged and set `retry_in`.
+    /// Does what is left to do. Failures that may pass are logged and left to `retry`.
     async fn work(&mut self) -> anyhow::Result<()> {
         if self.overlay.is_none() {
             self.overlay = self.start()?;
@@ -236,8 +213,8 @@ impl Daemon {
             return Ok(());
         }
         match self.step().await? {
-            true => self.retry_in = None,
-            false => self.retry_in = Some(self.retry_in.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE))),
+            true => self.retry.succeeded(),
+            false => drop(self.retry.failed()),
         }
         Ok(())
     }

@@ -10,17 +10,18 @@ use futures_util::StreamExt;
 use podwire_k8s::{
     Client, Event, convert,
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
-    kube::{self, Api, runtime::watcher},
+    kube::{Api, runtime::watcher},
 };
 use podwire_kernel::sysctl::{ProcSys, Sysctl};
-use podwire_model::{EndpointSlice, Node, ObjectName, Service};
+use podwire_model::{EndpointSlice, Node, Service};
 use podwire_proxy::{
     Tracker,
     mode::{self, MODES, Settings},
     plan::Me,
 };
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
+
+use crate::{daemon::Stop, update::Update};
 
 mod config;
 mod metrics;
@@ -53,17 +54,6 @@ enum Input {
     Node(Box<Node>),
 }
 
-/// A watch event about values of the model.
-#[derive(Debug, PartialEq)]
-enum Update<V> {
-    /// The complete list.
-    All(Vec<V>),
-    /// Made or changed.
-    One(V),
-    /// Deleted, or no longer anything that can be served.
-    Gone(ObjectName),
-}
-
 /// Carries Services until SIGTERM or SIGINT. What is in the kernel stays: established and new connections go on until
 /// the next start, which takes it over.
 ///
@@ -92,6 +82,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let opened = (description.open)(&settings)?;
     pass_bridged_packets();
     let client = Client::from_kubeconfig_or_cluster(config.kubeconfig()).await?;
+    let mut stop = Stop::new()?;
     let state = State::new(description.name, Metrics::new());
     for (address, pages) in
         [(config.healthz_address()?, pages::Pages::Health), (config.metrics_address()?, pages::Pages::Metrics)]
@@ -107,7 +98,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     std::thread::Builder::new().name("proxy".into()).spawn(move || worker.run(&received)).context("cannot start")?;
     tokio::select! {
         done = feed(&client, &node, &inputs, &state) => done,
-        done = stopped() => done,
+        () = stop.asked() => {
+            info!("stopping; the rules stay");
+            Ok(())
+        }
     }
 }
 
@@ -121,8 +115,8 @@ async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, state: 
     let mut nodes = pin!(podwire_k8s::watch::<core::Node>(Api::all(kube), mine));
     loop {
         let input = tokio::select! {
-            Some(event) = services.next() => Input::Services(update(event, served_service)),
-            Some(event) = slices.next() => Input::Slices(update(event, convert::endpoint_slice)),
+            Some(event) = services.next() => Input::Services(Update::new(event, served_service)),
+            Some(event) = slices.next() => Input::Slices(Update::new(event, convert::endpoint_slice)),
             Some(event) = nodes.next() => match this_node(event, node) {
                 Some(found) => {
                     state.node_is_deleting(found.deleting);
@@ -133,25 +127,6 @@ async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, state: 
             else => bail!("the watches of the Kubernetes API ended"),
         };
         inputs.send(input).map_err(|_| anyhow::anyhow!("the proxy's thread ended; see its last message"))?;
-    }
-}
-
-/// A watch event in values of the model. An object that cannot be served as it is written counts as gone.
-fn update<K, V>(event: Event<K>, convert: impl Fn(&K) -> Result<Option<V>, convert::Invalid>) -> Update<V>
-where
-    K: kube::ResourceExt,
-{
-    let convert = |object: &K| {
-        convert(object).unwrap_or_else(|error| {
-            warn!("not served: {error}");
-            None
-        })
-    };
-    let name = |object: &K| ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
-    match event {
-        Event::Snapshot(objects) => Update::All(objects.iter().filter_map(convert).collect()),
-        Event::Applied(object) => convert(&object).map_or_else(|| Update::Gone(name(&object)), Update::One),
-        Event::Deleted(object) => Update::Gone(name(&object)),
     }
 }
 
@@ -211,15 +186,4 @@ fn pass_bridged_packets() {
             Err(error) => warn!("pods may not reach Services with endpoints on their own node: {error}"),
         }
     }
-}
-
-async fn stopped() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    info!("stopping; the rules stay");
-    Ok(())
 }

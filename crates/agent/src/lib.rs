@@ -7,3 +7,7 @@ pub mod cni_install;
 pub mod dns;
 pub mod flanneld;
 pub mod kube_proxy;
+
+mod daemon;
+mod http;
+mod update;

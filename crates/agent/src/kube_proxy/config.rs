@@ -144,7 +144,7 @@ impl Config {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        podwire_proxy::mode::find(self.mode()).map(drop)?;
+        podwire_proxy::mode::find(self.mode()).map(drop).context("mode")?;
         match self.detect_local_mode.as_deref() {
             None | Some("" | "ClusterCIDR") => {}
             Some(other) => bail!("detectLocalMode: {other:?} is not supported; supported: ClusterCIDR"),
@@ -305,8 +305,9 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", r
     fn what_is_wrong_or_not_supported_is_named() {
         refused("clusterCidr: 10.244.0.0/16", "clusterCidr");
         refused("nftables: {masqueradBit: 14}", "masqueradBit");
-        refused("mode: iptables", "proxy mode \"iptables\" is not supported; supported: nftables");
+        refused("mode: iptables", "mode: proxy mode \"iptables\" is not supported; supported: nftables");
         refused("clusterCIDR: 10.244.0.0", "clusterCIDR: \"10.244.0.0\" is no address range");
+        refused("detectLocal: {clusterCIDRs: [10.244.0.0/33]}", "detectLocal.clusterCIDRs: \"10.244.0.0/33\"");
         refused("detectLocalMode: BridgeInterface", "BridgeInterface");
         refused("nodePortAddresses: [primary]", "nodePortAddresses");
         refused("nftables: {masqueradeBit: 32}", "masqueradeBit");
@@ -314,6 +315,17 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", r
         refused("mode: [", "line");
         let error = format!("{:#}", Config::parse("kind: KubeProxyConfiguration").unwrap_err());
         assert!(error.contains("apiVersion is missing"), "{error}");
+    }
+
+    #[test]
+    fn the_file_is_named() {
+        let path = std::env::temp_dir().join(format!("podwire-kube-proxy-config-{}", std::process::id()));
+        let missing = format!("{:#}", Config::read(&path).unwrap_err());
+        assert!(missing.starts_with(&format!("cannot read {}: ", path.display())), "{missing}");
+        fs::write(&path, format!("apiVersion: {API_VERSION}\nkind: {KIND}\nmode: ipvs\n")).unwrap();
+        let wrong = format!("{:#}", Config::read(&path).unwrap_err());
+        fs::remove_file(&path).unwrap();
+        assert!(wrong.starts_with(&format!("{} is no usable {KIND}: mode: ", path.display())), "{wrong}");
     }
 
     #[test]

@@ -10,11 +10,9 @@ use podwire_kernel::conntrack::{self, Conntrack};
 use podwire_proxy::{Change, Tracker, mode::Mode};
 use tracing::{debug, error, info, warn};
 
-use super::{Input, State, Update};
+use super::{Input, State};
+use crate::{daemon::Retry, update::Update};
 
-/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long after a change what it left unused is removed.
 const TIDY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -25,8 +23,7 @@ pub struct Worker {
     conntrack: Box<dyn Conntrack>,
     state: State,
     synced_once: bool,
-    /// How long to wait before what failed is tried again.
-    retry: Option<Duration>,
+    retry: Retry,
     /// When to remove what is no longer used.
     tidy_at: Option<Instant>,
 }
@@ -38,14 +35,14 @@ impl Worker {
     /// Connection tracking cannot be reached.
     pub fn new(tracker: Tracker, mode: Box<dyn Mode>, state: State) -> anyhow::Result<Self> {
         let conntrack = Box::new(conntrack::Kernel::open().context("opening connection tracking")?);
-        Ok(Self { tracker, mode, conntrack, state, synced_once: false, retry: None, tidy_at: None })
+        Ok(Self { tracker, mode, conntrack, state, synced_once: false, retry: Retry::default(), tidy_at: None })
     }
 
     /// Works until nobody can send any more. Everything that waits goes into one transaction.
     pub fn run(mut self, inputs: &Receiver<Input>) {
         loop {
             let tidy_in = self.tidy_at.map(|at| at.saturating_duration_since(Instant::now()));
-            let first = match self.retry.or(tidy_in) {
+            let first = match self.retry.pause().or(tidy_in) {
                 None => inputs.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(pause) => inputs.recv_timeout(pause),
             };
@@ -56,11 +53,11 @@ impl Worker {
             }
             inputs.try_iter().for_each(|input| self.take(input));
             if let Some(changes) = self.tracker.take_changes()
-                && (!changes.is_empty() || self.retry.is_some() || !self.synced_once)
+                && (!changes.is_empty() || self.retry.pause().is_some() || !self.synced_once)
             {
                 self.apply(changes);
             }
-            if self.retry.is_none() && self.tidy_at.is_some_and(|at| at <= Instant::now()) {
+            if self.retry.pause().is_none() && self.tidy_at.is_some_and(|at| at <= Instant::now()) {
                 self.tidy();
             }
         }
@@ -72,7 +69,7 @@ impl Worker {
             Err(error) => {
                 warn!("{error}");
                 self.tidy_at = None;
-                self.retry = Some(FIRST_PAUSE);
+                self.retry.failed();
             }
         }
     }
@@ -107,8 +104,8 @@ impl Worker {
             Ok(applied) => {
                 let took = begin.elapsed();
                 self.state.metrics.synced(applied.full, took);
-                self.state.is_synced(true);
-                self.retry = None;
+                self.state.in_sync();
+                self.retry.succeeded();
                 if applied.untidy {
                     self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY_PAUSE);
                 }
@@ -126,11 +123,9 @@ impl Worker {
                 }
             }
             Err(error) => {
-                let pause = self.retry.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
                 self.state.metrics.failures.inc();
-                self.state.is_synced(false);
-                self.retry = Some(pause);
-                error!("{error}; trying again in {pause:?}");
+                self.state.out_of_sync();
+                error!("{error}; trying again in {:?}", self.retry.failed());
             }
         }
     }
