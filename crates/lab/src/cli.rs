@@ -1,6 +1,7 @@
 //! The command line of the lab: `podwire lab …`, and the hidden commands that its processes are started with.
 
 use std::{
+    env, io,
     net::IpAddr,
     process::ExitCode,
     time::{Duration, Instant},
@@ -18,6 +19,9 @@ use crate::{
     topology::{self, Options},
 };
 
+/// The lab that commands are about unless they or the environment name another.
+const DEFAULT_NAME: &str = "demo";
+
 /// `podwire lab COMMAND`.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
@@ -26,10 +30,10 @@ pub enum Command {
     /// Take a lab down; nothing of it stays.
     Down(LabName),
     /// Show nodes, pods and the memory that each agent takes.
-    Status(LabName),
+    Status(StatusArgs),
     /// Print the path of the lab's kubeconfig, for KUBECONFIG.
     Kubeconfig(LabName),
-    /// Run a command on a node, or on the client outside the cluster.
+    /// Run a command on a node, on the client outside the cluster, or on the network between them.
     Exec(ExecArgs),
     /// List the labs of this machine.
     List,
@@ -39,8 +43,18 @@ pub enum Command {
 #[derive(Debug, Clone, clap::Args)]
 pub struct LabName {
     /// The lab's name.
-    #[arg(long, default_value = "demo")]
+    #[arg(long, env = "PODWIRE_LAB", default_value = DEFAULT_NAME)]
     name: String,
+}
+
+/// `podwire lab status`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    lab: LabName,
+    /// Print one JSON object, for scripts.
+    #[arg(long)]
+    json: bool,
 }
 
 /// `podwire lab up`.
@@ -67,7 +81,7 @@ pub struct UpArgs {
 pub struct ExecArgs {
     #[command(flatten)]
     lab: LabName,
-    /// node1, node2, … or client.
+    /// node1, node2, …, client, or underlay: the network between them, with its bridge br0.
     machine: String,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -109,7 +123,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up(args) => up(args).map(|()| ExitCode::SUCCESS),
         Command::Down(lab) => down(&lab.name).map(|()| ExitCode::SUCCESS),
-        Command::Status(lab) => show_status(&lab.name).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => show_status(&args).map(|()| ExitCode::SUCCESS),
         Command::Kubeconfig(lab) => {
             println!("{}", launch::kubeconfig(&lab.name)?.display());
             Ok(ExitCode::SUCCESS)
@@ -168,10 +182,17 @@ fn list() -> Result<()> {
     Ok(())
 }
 
-fn show_status(name: &str) -> Result<()> {
+fn show_status(args: &StatusArgs) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().trying(|| "ask the lab's API server")?;
-    print!("{}", render(&runtime.block_on(status::status(name))?));
+    let status = runtime.block_on(status::status(&args.lab.name))?;
+    if args.json {
+        let text =
+            serde_json::to_string_pretty(&status).map_err(io::Error::from).trying(|| "write the lab's status")?;
+        println!("{text}");
+    } else {
+        print!("{}", render(&status));
+    }
     Ok(())
 }
 
@@ -179,7 +200,7 @@ fn render(status: &Status) -> String {
     let mut text = format!(
         "Lab {}: up for {}, API server {}\n\n{:<10} {:<14} {:<10} PODS\n",
         status.name,
-        duration(status.uptime),
+        duration(Duration::from_secs(status.uptime_seconds)),
         status.api_url,
         "MACHINE",
         "ADDRESS",
@@ -197,8 +218,8 @@ fn render(status: &Status) -> String {
         let machine = if process.machine.is_empty() { "-" } else { &process.machine };
         text.push_str(&format!(
             "{:>10.1} {:>10.1}  {machine:<10} {}\n",
-            mib(process.rss),
-            mib(process.pss),
+            mib(process.rss_kb),
+            mib(process.pss_kb),
             process.name
         ));
     }
@@ -215,5 +236,6 @@ fn duration(duration: Duration) -> String {
 }
 
 fn name_flag(name: &str) -> String {
-    if name == "demo" { String::new() } else { format!(" --name {name}") }
+    let default = env::var("PODWIRE_LAB").unwrap_or_else(|_| DEFAULT_NAME.to_owned());
+    if name == default { String::new() } else { format!(" --name {name}") }
 }

@@ -6,14 +6,18 @@ use podwire_apiserver::{
     Server,
     controllers::{self, Config},
 };
-use podwire_k8s::Client;
+use podwire_k8s::{
+    Client,
+    k8s_openapi::api::core::v1::Node,
+    kube::{Api, api::PostParams},
+};
 use tokio::task::JoinHandle;
 
 use crate::{
     error::{Context, Error, Result},
-    kubelet::remote::Nodes,
+    kubelet::{node, remote::Nodes},
     state::{self, Directory},
-    topology::{API_PORT, GATEWAY, NODE_MASK, Options},
+    topology::{API_PORT, GATEWAY, Machine, NODE_MASK, Options},
 };
 
 /// A running control plane. It ends when it is dropped.
@@ -64,6 +68,21 @@ impl ControlPlane {
             client,
             _server: server,
         })
+    }
+
+    /// Makes the Node objects, one after the other: pod ranges are given out in this order, whichever kubelet is first.
+    ///
+    /// # Errors
+    /// The API refused one.
+    pub async fn register(&self, machines: &[Machine]) -> Result<()> {
+        let nodes = Api::<Node>::all(self.client.kube());
+        for machine in machines {
+            nodes.create(&PostParams::default(), &node::bare(&machine.name)).await.map_err(|error| Error::Api {
+                tried: format!("create Node {}", machine.name),
+                reason: error.to_string(),
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     error::{Context, Error, Result},
     node::KUBECONFIG,
     state::{Directory, ProcessId, State},
+    topology::UNDERLAY_NAME,
 };
 
 /// The exit code for a command that is not there, as shells have it.
@@ -41,18 +42,26 @@ pub fn exec(lab: &str, machine: &str, command: &[String]) -> Result<u8> {
     run(machine, command)
 }
 
-/// A machine's namespaces, the mount namespace last: entering it changes what paths mean.
+/// The namespaces of a machine, or of the underlay (whose mounts are the supervisor's, so the host's files are there). The
+/// mount namespace is last: entering it changes what paths mean.
 fn namespaces(state: &State, machine: &str) -> Result<Vec<Namespace>> {
     let lab = &state.options.name;
     let running = state
         .running
         .as_ref()
         .ok_or_else(|| Error::Invalid(format!("lab {lab} is still starting; wait for podwire lab up to end")))?;
+    let process = |pid: u32| lab_proc(state.init).join(pid.to_string());
+    if machine == UNDERLAY_NAME {
+        let supervisor = process(running.supervisor);
+        let spaces = [supervisor.join(&running.underlay), supervisor.join("ns/pid"), supervisor.join("ns/mnt")];
+        return spaces.iter().map(|path| Ok(Namespace::open(path)?)).collect();
+    }
     let Some(found) = running.machines.iter().find(|candidate| candidate.machine.name == machine) else {
         let names: Vec<_> = running.machines.iter().map(|machine| machine.machine.name.as_str()).collect();
-        return Err(Error::Invalid(format!("lab {lab} has no {machine:?}; it has {}", names.join(", "))));
+        let names = names.join(", ");
+        return Err(Error::Invalid(format!("lab {lab} has no {machine:?}; it has {names}, {UNDERLAY_NAME}")));
     };
-    let directory = lab_proc(state.init).join(found.pid.to_string()).join("ns");
+    let directory = process(found.pid).join("ns");
     [Kind::Net, Kind::Uts, Kind::Ipc, Kind::Pid, Kind::Mount]
         .into_iter()
         .map(|kind| Ok(Namespace::open(&directory.join(kind.file_name()))?))

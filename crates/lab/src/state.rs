@@ -53,6 +53,8 @@ pub struct Running {
     pub api_url: String,
     /// The supervisor's process, as the lab sees it.
     pub supervisor: u32,
+    /// The underlay's network namespace, as a file of the supervisor: `fd/7`, below its directory in `/proc`.
+    pub underlay: PathBuf,
     /// The nodes, then the client.
     pub machines: Vec<RunningMachine>,
 }
@@ -344,7 +346,12 @@ mod tests {
             },
             init: ProcessId::of(std::process::id()).unwrap(),
             started: SystemTime::now(),
-            running: Some(Running { api_url: "https://127.0.0.1:1".into(), supervisor: 2, machines: vec![machine] }),
+            running: Some(Running {
+                api_url: "https://127.0.0.1:1".into(),
+                supervisor: 2,
+                underlay: "fd/7".into(),
+                machines: vec![machine],
+            }),
         };
         directory.write(&state).unwrap();
         let read = directory.read_running("x").unwrap();

@@ -1,12 +1,13 @@
 //! `podwire lab status`: what runs in a lab, and how much memory it takes.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use podwire_k8s::{
     Client,
     k8s_openapi::api::core::v1::{Node, Pod},
     kube::{Api, api::ListParams},
 };
+use serde::Serialize;
 
 use crate::{
     enter::lab_proc,
@@ -16,13 +17,13 @@ use crate::{
     topology,
 };
 
-/// How a lab is.
-#[derive(Debug, Clone, PartialEq)]
+/// How a lab is. Serialized it is what `podwire lab status --json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
     /// Its name.
     pub name: String,
     /// Since it began to start.
-    pub uptime: Duration,
+    pub uptime_seconds: u64,
     /// The API server's URL on the host; empty while the lab is starting.
     pub api_url: String,
     /// The machines, nodes first.
@@ -32,7 +33,7 @@ pub struct Status {
 }
 
 /// How a machine is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MachineStatus {
     /// Its name.
     pub name: String,
@@ -45,16 +46,16 @@ pub struct MachineStatus {
 }
 
 /// One process of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProcessStatus {
     /// The machine that it is on; empty for the supervisor's side.
     pub machine: String,
     /// What it is: `kube-proxy`, `flanneld`, `kubelet`, …
     pub name: String,
     /// Resident memory, in KiB.
-    pub rss: u64,
+    pub rss_kb: u64,
     /// Resident memory with shared pages divided among their users, in KiB.
-    pub pss: u64,
+    pub pss_kb: u64,
 }
 
 /// Looks at the running lab called `name`.
@@ -70,7 +71,7 @@ pub async fn status(name: &str) -> Result<Status> {
     let pods = Api::<Pod>::all(client.kube()).list(&all).await.map_err(|error| api_error(&error))?.items;
     Ok(Status {
         name: name.to_owned(),
-        uptime: state::age(state.started),
+        uptime_seconds: state::age(state.started).as_secs(),
         api_url: state.running.as_ref().map(|running| running.api_url.clone()).unwrap_or_default(),
         machines: machines(&state, &nodes, &pods),
         processes: processes(&state)?,
@@ -116,10 +117,10 @@ fn processes(state: &State) -> Result<Vec<ProcessStatus>> {
     let mut found = Vec::new();
     for (pid, entry) in &entries {
         let Some(name) = own_name(&entry.arguments) else { continue };
-        let Some((rss, pss)) = memory(&proc.join(pid.to_string())) else { continue };
+        let Some((rss_kb, pss_kb)) = memory(&proc.join(pid.to_string())) else { continue };
         let machine = machine_of(*pid, &entries, &machines);
         let name = if machine == topology::CLIENT_NAME { "machine".to_owned() } else { name };
-        found.push(ProcessStatus { machine, name, rss, pss });
+        found.push(ProcessStatus { machine, name, rss_kb, pss_kb });
     }
     found.sort_by(|a, b| (&a.machine, &a.name).cmp(&(&b.machine, &b.name)));
     Ok(found)

@@ -101,8 +101,7 @@ fn too_slow() -> Error {
 /// What must stay alive while the lab does.
 struct Lab {
     control_plane: ControlPlane,
-    /// Holds the underlay's namespace open.
-    _underlay: Underlay,
+    underlay: Underlay,
     running: Vec<RunningMachine>,
     /// Waits for each machine's process; yields its name and how it ended.
     machines: JoinSet<(String, String)>,
@@ -120,6 +119,7 @@ impl Lab {
             tokio::spawn(relay.trying(|| format!("relay DNS to {upstream}"))?.run());
         }
 
+        control_plane.register(&options.nodes()).await?;
         let mut started = Vec::new();
         for machine in options.nodes().into_iter().chain([topology::client()]) {
             let network = underlay.attach(&machine)?;
@@ -127,7 +127,7 @@ impl Lab {
             started.push(StartedMachine::start(machine, network, &spec).await?);
         }
         manifests::create(&control_plane.client.kube(), options).await?;
-        let mut lab = Self { control_plane, _underlay: underlay, running: Vec::new(), machines: JoinSet::new() };
+        let mut lab = Self { control_plane, underlay, running: Vec::new(), machines: JoinSet::new() };
         let mut networks = Vec::new();
         for mut machine in started {
             machine.wait_until_up().await?;
@@ -168,6 +168,7 @@ impl Lab {
         Running {
             api_url: self.control_plane.url.clone(),
             supervisor: std::process::id(),
+            underlay: format!("fd/{}", self.underlay.as_fd().as_raw_fd()).into(),
             machines: self.running.clone(),
         }
     }

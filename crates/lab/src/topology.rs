@@ -15,6 +15,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 25, 2, 254);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 25, 2, 250);
 /// The name of the machine outside the cluster.
 pub const CLIENT_NAME: &str = "client";
+/// What the network between the machines is called where a machine may be named.
+pub const UNDERLAY_NAME: &str = "underlay";
 /// The API server's port on the underlay.
 pub const API_PORT: u16 = 6443;
 /// The cluster's DNS domain.

@@ -4,7 +4,7 @@
 
 use std::{
     net::{Ipv4Addr, TcpListener, UdpSocket},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use podwire_kernel::{
@@ -83,6 +83,12 @@ impl Underlay {
     /// The port is taken.
     pub fn bind(&self, port: u16) -> Result<UdpSocket> {
         self.namespace.run(|| UdpSocket::bind((GATEWAY, port)).trying(|| format!("bind {GATEWAY}:{port}")))
+    }
+}
+
+impl AsFd for Underlay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
     }
 }
 

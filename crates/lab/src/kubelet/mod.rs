@@ -12,7 +12,7 @@ mod events;
 mod frame;
 mod image;
 mod logs;
-mod node;
+pub mod node;
 mod pod;
 mod probe;
 mod process;
@@ -32,13 +32,14 @@ use std::{
     io::Write,
     os::unix::{fs::OpenOptionsExt, net::UnixListener},
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use base64::Engine;
-use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use kube::{Api, config::Kubeconfig, runtime::watcher};
 use podwire_k8s::Event;
 use tokio::{
@@ -99,6 +100,8 @@ struct Node {
     registry: Arc<Registry>,
     /// The node goes down: pods are removed from it, but not from the API.
     shutdown: watch::Receiver<bool>,
+    /// Marked as changed whenever a ConfigMap or a Secret has changed.
+    object_changes: watch::Receiver<()>,
     api_service: OnceLock<(String, u16)>,
 }
 
@@ -151,6 +154,7 @@ async fn run_below(root: &Path, config: NodeConfig, listener: UnixListener) -> R
     let cni = Cni::new(&config.cni_conf_dir, &config.cni_bin_dir);
     let (network_state, network) = watch::channel(cni.state().await);
     let (events, send_events) = Recorder::new(client.clone(), config.name.clone());
+    let (object_changed, object_changes) = watch::channel(());
     let registry = Arc::new(Registry::default());
     let node = Arc::new(Node {
         client: client.clone(),
@@ -161,6 +165,7 @@ async fn run_below(root: &Path, config: NodeConfig, listener: UnixListener) -> R
         network: network.clone(),
         registry: registry.clone(),
         shutdown,
+        object_changes,
         api_service: OnceLock::new(),
         config,
     });
@@ -178,12 +183,23 @@ async fn run_below(root: &Path, config: NodeConfig, listener: UnixListener) -> R
         () = pods(node) => {}
         () = end => {}
         () = serve::serve(listener, registry) => {}
+        () = watch_objects(client.clone(), &object_changed) => {}
         () = node::keep_status(client.clone(), &config, network, &events) => {}
         () = node::keep_lease(client, &config.name) => {}
         () = cni::watch_state(&cni, network_state) => {}
         () = send_events => {}
     }
     Ok(())
+}
+
+/// Tells when any ConfigMap or Secret changes, for ever. Pods read those that they refer to themselves.
+async fn watch_objects(client: kube::Client, changed: &watch::Sender<()>) {
+    let maps = podwire_k8s::watch::<ConfigMap>(Api::all(client.clone()), watcher::Config::default());
+    let secrets = podwire_k8s::watch::<Secret>(Api::all(client), watcher::Config::default());
+    let mut changes = pin!(stream::select(maps.map(drop), secrets.map(drop)));
+    while changes.next().await.is_some() {
+        changed.send_replace(());
+    }
 }
 
 /// Runs the node's pods until it is to go down and they are gone.

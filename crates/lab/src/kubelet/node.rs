@@ -48,8 +48,6 @@ pub struct Machine {
     pub memory: u64,
     /// `kernelVersion`.
     pub kernel: String,
-    /// `architecture`, in Go's spelling.
-    pub architecture: &'static str,
     /// `osImage`.
     pub os: String,
     /// `machineID`.
@@ -70,11 +68,6 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: memory.unwrap_or(0),
             kernel: line("/proc/sys/kernel/osrelease"),
-            architecture: match std::env::consts::ARCH {
-                "x86_64" => "amd64",
-                "aarch64" => "arm64",
-                other => other,
-            },
             os: os.trim_matches('"').to_owned(),
             machine_id: line("/etc/machine-id"),
             boot_id: line("/proc/sys/kernel/random/boot_id"),
@@ -82,15 +75,36 @@ impl Machine {
     }
 }
 
-/// The Node as it registers.
-pub fn object(config: &NodeConfig, machine: &Machine, network: &NetworkState, now: Timestamp) -> Node {
+/// The Node as it may be made before its kubelet runs: name and labels.
+pub fn bare(name: &str) -> Node {
     let labels = [
-        ("beta.kubernetes.io/arch", machine.architecture),
+        ("beta.kubernetes.io/arch", architecture()),
         ("beta.kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", machine.architecture),
-        ("kubernetes.io/hostname", &config.name),
+        ("kubernetes.io/arch", architecture()),
+        ("kubernetes.io/hostname", name),
         ("kubernetes.io/os", "linux"),
     ];
+    Node {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+            ..Default::default()
+        },
+        ..Default::default()
+    }
+}
+
+/// `architecture` in Go's spelling.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The Node as it registers.
+fn object(config: &NodeConfig, machine: &Machine, network: &NetworkState, now: Timestamp) -> Node {
     let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
     let resources: BTreeMap<String, Quantity> = [
         ("cpu", machine.cpus.to_string()),
@@ -100,11 +114,6 @@ pub fn object(config: &NodeConfig, machine: &Machine, network: &NetworkState, no
     .map(|(name, quantity)| (name.to_owned(), Quantity(quantity)))
     .into();
     Node {
-        metadata: ObjectMeta {
-            name: Some(config.name.clone()),
-            labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
-            ..Default::default()
-        },
         status: Some(NodeStatus {
             addresses: Some(vec![
                 address("InternalIP", config.address.to_string()),
@@ -114,7 +123,7 @@ pub fn object(config: &NodeConfig, machine: &Machine, network: &NetworkState, no
             capacity: Some(resources),
             conditions: Some(conditions(network, now, now)),
             node_info: Some(NodeSystemInfo {
-                architecture: machine.architecture.to_owned(),
+                architecture: architecture().to_owned(),
                 boot_id: machine.boot_id.clone(),
                 container_runtime_version: concat!("podwire://", env!("CARGO_PKG_VERSION")).to_owned(),
                 kernel_version: machine.kernel.clone(),
@@ -127,7 +136,7 @@ pub fn object(config: &NodeConfig, machine: &Machine, network: &NetworkState, no
             }),
             ..Default::default()
         }),
-        ..Default::default()
+        ..bare(&config.name)
     }
 }
 
@@ -197,7 +206,7 @@ pub async fn keep_status(
     }
 }
 
-/// Creates the Node; one that is there already (from an earlier run of this node) gets the status and keeps the rest.
+/// Creates the Node; one that is there already, as in a lab, gets labels and status and keeps the rest.
 async fn register(api: &Api<Node>, node: &Node) -> kube::Result<()> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     match api.create(&PostParams::default(), node).await {

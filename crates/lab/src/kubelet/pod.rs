@@ -37,8 +37,10 @@ use super::{
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often ConfigMaps and Secrets in volumes are brought up to date.
-const REFRESH: Duration = Duration::from_secs(10);
+/// How often volumes are looked at where nothing tells of a change (the kubelet's `syncFrequency`).
+const REFRESH: Duration = Duration::from_secs(60);
+/// How long after a change of a ConfigMap or Secret volumes are brought up to date: several changes are taken as one.
+const SETTLE: Duration = Duration::from_millis(200);
 /// How often the removal of a sandbox is tried before the node gives it up.
 const REMOVE_ATTEMPTS: u32 = 5;
 
@@ -374,8 +376,13 @@ impl Context {
         let mut objects = prepared.objects.clone();
         let (maps, secrets) = volumes::referenced(&self.spec);
         let has_objects = !(maps.is_empty() && secrets.is_empty());
+        let mut changes = self.node.object_changes.clone();
         loop {
-            sleep(REFRESH).await;
+            tokio::select! {
+                Ok(()) = changes.changed(), if has_objects => sleep(SETTLE).await,
+                () = sleep(REFRESH) => {}
+            }
+            changes.mark_unchanged();
             let due = renew_after.is_some_and(|after| renewed.elapsed() >= after);
             if !has_objects && !due {
                 continue;

@@ -27,6 +27,8 @@ struct Entry {
     uid: String,
     run: Option<Run>,
     logs: Vec<Log>,
+    /// The latest run has ended and the next is waited for: the latest is the previous one by now.
+    awaits_next: bool,
 }
 
 /// One container of one pod.
@@ -64,6 +66,7 @@ impl Registry {
             *entry = Entry { uid: key.uid.clone(), ..Entry::default() };
         }
         entry.run = run;
+        entry.awaits_next = false;
         entry.logs.push(log);
         if entry.logs.len() > 2 {
             entry.logs.remove(0).delete();
@@ -77,12 +80,20 @@ impl Registry {
         }
     }
 
+    /// The container, whose last run ended, waits to be started again.
+    pub fn awaits_next(&self, key: &Key) {
+        if let Some(entry) = self.entries().get_mut(&key.names()).filter(|entry| entry.uid == key.uid) {
+            entry.awaits_next = true;
+        }
+    }
+
     /// The pod is gone, logs and all.
     pub fn forget(&self, uid: &str) {
         self.entries().retain(|_, entry| entry.uid != uid);
     }
 
-    /// The log that `request` is about.
+    /// The log that `request` is about. The previous run of a container that runs is the one before; of one that waits
+    /// to be started again it is the latest, as `lastState` says.
     ///
     /// # Errors
     /// [`RemoteError::NotFound`] before the container's first run; [`RemoteError::BadRequest`] for the previous run of
@@ -91,6 +102,7 @@ impl Registry {
         let LogRequest { namespace, pod, container, previous, .. } = request;
         let entries = self.entries();
         let entry = entries.get(&(namespace.clone(), pod.clone(), container.clone()));
+        let previous = *previous && !entry.is_some_and(|e| e.awaits_next);
         match (entry.map(|e| e.logs.as_slice()), previous) {
             (Some([.., last]), false) => Ok(last.clone()),
             (Some([.., before, _]), true) => Ok(before.clone()),

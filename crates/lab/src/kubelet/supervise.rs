@@ -155,6 +155,7 @@ impl<'a> Supervisor<'a> {
             let text = format!("Back-off restarting failed container {name} in pod {pod}");
             self.event(Severity::Warning, "BackOff", text);
         }
+        self.pod.node.registry.awaits_next(&self.pod.key(&self.container.name));
         let stopped = self.pod.stopped_within(pause).await;
         self.update(|r| match before {
             Some(before) if stopped => *r = before,
