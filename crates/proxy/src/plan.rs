@@ -142,7 +142,7 @@ pub fn plan<'a>(service: &Service, slices: impl IntoIterator<Item = &'a Endpoint
         for port in &service.ports {
             let candidates = Candidates::gather(&slices, family, port, me);
             plan.hairpin.extend(candidates.possibly_local());
-            let chosen = candidates.choose(me);
+            let chosen = candidates.choose();
             let masquerade = if me.masquerade_all { Masquerade::Always } else { Masquerade::OffCluster };
             let internal = balance(&chosen, service.internal_policy, masquerade);
             add_port(&mut plan, (service, port), &chosen, (cluster_ip, internal));

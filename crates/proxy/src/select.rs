@@ -9,7 +9,7 @@ use crate::plan::{Backend, Me};
 /// All endpoints of one Service port in one family, each once.
 pub struct Candidates<'a> {
     endpoints: BTreeMap<Backend, &'a Endpoint>,
-    me: Me,
+    me: &'a Me,
 }
 
 /// The endpoints that get traffic; sorted.
@@ -24,7 +24,7 @@ pub struct Chosen {
 impl<'a> Candidates<'a> {
     /// Joins the slices' ports to `port` by name and protocol. An endpoint that is in two slices (it moves from one to
     /// the other) counts once, as the one that is more able to serve.
-    pub fn gather(slices: &[&'a EndpointSlice], family: Family, port: &ServicePort, me: &Me) -> Self {
+    pub fn gather(slices: &[&'a EndpointSlice], family: Family, port: &ServicePort, me: &'a Me) -> Self {
         let mut endpoints: BTreeMap<Backend, &Endpoint> = BTreeMap::new();
         for slice in slices.iter().filter(|slice| slice.family == family) {
             let matching = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
@@ -38,19 +38,20 @@ impl<'a> Candidates<'a> {
                 }
             }
         }
-        Self { endpoints, me: me.clone() }
+        Self { endpoints, me }
     }
 
     /// Addresses that may be on this node: those that say so, and those that do not say where they are.
     pub fn possibly_local(&self) -> impl Iterator<Item = IpAddr> {
-        let local = self.endpoints.iter().filter(|(_, e)| e.node.is_none() || is_local(e, &self.me));
+        let local = self.endpoints.iter().filter(|(_, e)| e.node.is_none() || is_local(e, self.me));
         local.map(|(backend, _)| backend.address)
     }
 
     /// Chooses for both policies: ready endpoints; where there are none, those that still serve while they terminate.
-    pub fn choose(&self, me: &Me) -> Chosen {
+    pub fn choose(&self) -> Chosen {
+        let me = self.me;
         let ready = self.backends(|e| e.ready);
-        let cluster = if ready.is_empty() { self.backends(terminating) } else { self.near(me).unwrap_or(ready) };
+        let cluster = if ready.is_empty() { self.backends(terminating) } else { self.near().unwrap_or(ready) };
         let ready_here = self.backends(|e| e.ready && is_local(e, me));
         let local =
             if ready_here.is_empty() { self.backends(|e| terminating(e) && is_local(e, me)) } else { ready_here };
@@ -59,7 +60,8 @@ impl<'a> Candidates<'a> {
 
     /// The ready endpoints that topology hints reserve for this node, or else for its zone. Hints count only if every
     /// ready endpoint has some and one names us.
-    fn near(&self, me: &Me) -> Option<Vec<Backend>> {
+    fn near(&self) -> Option<Vec<Backend>> {
+        let me = self.me;
         let ready = || self.endpoints.values().filter(|e| e.ready);
         let for_node = |e: &Endpoint| e.hint_nodes.contains(&me.node);
         if ready().all(|e| !e.hint_nodes.is_empty()) && ready().any(|e| for_node(e)) {
@@ -86,8 +88,9 @@ fn terminating(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
-/// Ready before serving before not; what terminates last. The address book of nodes and hints breaks ties, so that
-/// the choice does not depend on the order of slices.
+/// Ready before serving before not; what terminates last. Node and hints break ties, so that the choice does not depend
+/// on the order of slices.
 fn ability(endpoint: &Endpoint) -> impl Ord {
-    (endpoint.ready, endpoint.serving, !endpoint.terminating, endpoint.node.clone(), endpoint.hint_zones.clone())
+    let Endpoint { ready, serving, terminating, node, hint_zones, hint_nodes, .. } = endpoint;
+    (ready, serving, !terminating, node, hint_zones, hint_nodes)
 }

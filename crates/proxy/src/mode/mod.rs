@@ -66,7 +66,7 @@ pub struct Applied {
     pub full: bool,
     /// How many objects (chains, elements, …) were written or deleted.
     pub written: usize,
-    /// Flows to delete.
+    /// Flows to delete. After a start also those that an earlier run sent to what is gone since.
     pub stale: Vec<StaleFlows>,
     /// Something that nothing uses any more was left, since packets may be on their way through it: call
     /// [`Mode::tidy`] in a second.

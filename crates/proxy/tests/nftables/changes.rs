@@ -1,14 +1,16 @@
 //! What changes write: as little as possible, to the same end by every road, and whatever fails on the way.
 
+use std::collections::BTreeSet;
+
 use podwire_kernel::nftables::{Action, Batch, Fake, Nftables as _};
-use podwire_model::{EndpointSlice, Service};
+use podwire_model::{EndpointSlice, Family, Protocol, Service};
 use podwire_proxy::{
     Change, Tracker,
     mode::{Mode, StaleFlows, nftables::Nftables},
     plan::{Backend, Entry, Frontend},
 };
 use podwire_testkit::{
-    build::{endpoint, ip, service, slice},
+    build::{endpoint, ip, node_port_service, service, slice},
     packet_table::{self, World},
     replay,
 };
@@ -153,7 +155,10 @@ fn a_restart_removes_what_no_service_asks_for_and_makes_a_strange_table_anew() {
 
     let mut strange = kernel.clone();
     strange.ruleset_mut().get_mut(&table()).unwrap().comment = Some("of another version".to_owned());
-    assert_rows(restart(strange, &world).kernel(), &world, "another layout");
+    strange.take_commits();
+    let mut replaced = restart(strange, &world);
+    assert_rows(replaced.kernel(), &world, "another layout");
+    assert_eq!(replaced.kernel_mut().take_commits().len(), 1, "there is no moment without rules");
     let mut flushed = kernel.clone();
     let mut batch = Batch::new();
     batch.flush_chain(&table(), "nat-prerouting");
@@ -297,13 +302,12 @@ fn sets_grow_before_they_overflow() {
 fn flows_to_removed_udp_endpoints_are_reported_also_for_the_last_one() {
     let udp = |endpoints: &[&str]| {
         let mut service = service("dns", "10.96.0.10");
-        service.ports[0].protocol = podwire_model::Protocol::Udp;
+        service.ports[0].protocol = Protocol::Udp;
         let mut slice = slice("dns", 53, endpoints);
-        slice.ports[0].protocol = podwire_model::Protocol::Udp;
+        slice.ports[0].protocol = Protocol::Udp;
         World { services: vec![service], slices: vec![slice], ..packet_table::empty() }
     };
-    let frontend =
-        Frontend { entry: Entry::Address(ip("10.96.0.10")), protocol: podwire_model::Protocol::Udp, port: 80 };
+    let frontend = Frontend { entry: Entry::Address(ip("10.96.0.10")), protocol: Protocol::Udp, port: 80 };
     let to = |address| StaleFlows::To(frontend, Backend { address: ip(address), port: 53 });
     let mut mode = Nftables::new(Fake::new(), settings(&packet_table::empty()));
     let mut tracker = tracker();
@@ -317,6 +321,68 @@ fn flows_to_removed_udp_endpoints_are_reported_also_for_the_last_one() {
     assert_eq!(step(&["10.244.0.3"]), [to("10.244.0.2")]);
     assert_eq!(step(&[]), [to("10.244.0.3")]);
     assert_eq!(step(&["10.244.0.4"]), [StaleFlows::Untranslated(frontend)]);
+}
+
+#[test]
+fn what_went_away_while_no_proxy_ran_is_reported_by_the_next_one() {
+    let udp = |name: &str, cluster_ip: &str, endpoints: &[&str]| {
+        let mut service = node_port_service(name, cluster_ip, 30053);
+        service.ports[0].protocol = Protocol::Udp;
+        let mut slice = slice(name, 53, endpoints);
+        slice.ports[0].protocol = Protocol::Udp;
+        (service, slice)
+    };
+    let (stays, stays_slice) = udp("stays", "10.96.0.10", &["10.244.0.2", "10.244.0.3"]);
+    let (mut goes, goes_slice) = udp("goes", "10.96.0.11", &["10.244.0.4"]);
+    goes.ports[0].node_port = Some(30054);
+    let before =
+        World { services: vec![stays.clone(), goes], slices: vec![stays_slice, goes_slice], ..packet_table::empty() };
+    let kernel = applied(&before).kernel().clone();
+
+    let mut tracker = tracker();
+    tracker.set_services([stays]);
+    tracker.set_slices([udp("stays", "10.96.0.10", &["10.244.0.3"]).1]);
+    let mut restarted = Nftables::new(kernel, settings(&before));
+    let stale = restarted.apply(tracker.take_changes().unwrap()).unwrap().stale;
+    let frontend = |entry, port| Frontend { entry, protocol: Protocol::Udp, port };
+    let to = |frontend, address| StaleFlows::To(frontend, Backend { address: ip(address), port: 53 });
+    let vip = |address| frontend(Entry::Address(ip(address)), 80);
+    let node_port = |port| frontend(Entry::NodePort(Family::V4), port);
+    let expected = BTreeSet::from([
+        to(vip("10.96.0.10"), "10.244.0.2"),
+        to(node_port(30053), "10.244.0.2"),
+        to(vip("10.96.0.11"), "10.244.0.4"),
+        to(node_port(30054), "10.244.0.4"),
+    ]);
+    assert_eq!(BTreeSet::from_iter(stale), expected);
+    assert_eq!(restarted.apply(Vec::new()).unwrap().stale, []);
+}
+
+#[test]
+fn what_is_used_again_between_two_calls_of_tidy_stays_as_long_as_before() {
+    let world = |endpoints: &[&str]| World {
+        services: vec![service("web", "10.96.0.10")],
+        slices: vec![slice("web", 80, endpoints)],
+        ..packet_table::empty()
+    };
+    let (few, many) = (world(&["10.244.0.2"]), world(&["10.244.0.2", "10.244.0.3"]));
+    let mut mode = applied(&many);
+    let mut tracker = tracker();
+    tracker.set_services(many.services.clone());
+    let mut scale = |mode: &mut Nftables<Fake>, to: &World| {
+        tracker.set_slices(to.slices.clone());
+        mode.apply(tracker.take_changes().unwrap()).unwrap();
+    };
+    scale(&mut mode, &few);
+    assert!(mode.tidy().unwrap());
+    scale(&mut mode, &many);
+    scale(&mut mode, &few);
+    // Packets may have been led to the second endpoint a moment ago.
+    assert!(mode.tidy().unwrap());
+    let table = &mode.kernel().ruleset()[&table()];
+    assert!(table.chains.contains_key("vip-2"));
+    assert_eq!(table.sets["endpoints"].elements.len(), 2);
+    assert!(!mode.tidy().unwrap());
 }
 
 #[test]
@@ -340,7 +406,7 @@ fn of_two_services_that_claim_an_address_the_first_by_name_gets_it() {
         let packet = packet_table::Packet {
             from: ip(packet_table::POD_B),
             to: "192.0.2.1:80".parse().unwrap(),
-            protocol: podwire_model::Protocol::Tcp,
+            protocol: Protocol::Tcp,
         };
         let packet_table::Outcome::Sent(to) = super::table::traced(mode.kernel(), &world, &packet) else {
             panic!("{road}")

@@ -103,6 +103,22 @@ fn a_udp_client_that_keeps_its_port_moves_to_another_endpoint() {
 }
 
 #[test]
+fn a_udp_client_moves_also_when_its_endpoint_went_while_no_proxy_ran() {
+    for mode in MODES {
+        let Some(net) = Net::build() else { return };
+        let proxy = net.proxy(mode, &world(Protocol::Udp, &[POD_A]));
+        let socket = net.at(&ip(NODE), || udp_client(VIP.parse().unwrap()).unwrap());
+        assert!(ask(&socket).unwrap().starts_with(POD_A));
+        drop(proxy);
+        let proxy = net.proxy(mode, &world(Protocol::Udp, &[POD_B]));
+        assert!(ask(&socket).unwrap().starts_with(POD_B), "{} mode", mode.name);
+        drop(proxy);
+        let _proxy = net.proxy(mode, &packet_table::empty());
+        assert!(ask(&socket).is_err(), "the Service is gone ({} mode)", mode.name);
+    }
+}
+
+#[test]
 fn cleanup_leaves_nothing_and_does_it_twice() {
     for mode in MODES {
         let Some(net) = Net::build() else { return };

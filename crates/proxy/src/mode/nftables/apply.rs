@@ -131,11 +131,15 @@ impl<K: podwire_kernel::nftables::Nftables> Nftables<K> {
 impl<K: podwire_kernel::nftables::Nftables> Mode for Nftables<K> {
     fn apply(&mut self, changes: Vec<Change>) -> Result<Applied> {
         self.waiting.extend(changes);
-        if self.unknown {
+        let read = self.unknown;
+        if read {
             self.read_kernel()?;
         }
         for (name, plan) in std::mem::take(&mut self.waiting) {
             self.change(&name, plan);
+        }
+        if read {
+            self.tables.iter().for_each(|table| table.note_stale_frontends(&mut self.report));
         }
         let mut written = 0;
         if self.tables.iter().any(TableState::must_be_made) {

@@ -6,7 +6,7 @@ use podwire_kernel::nftables::{
     Batch, Chain, ChainKind, Datum, Field, Hook, Is, Key, Rule, Set, SetData, Side, Table, Value, Verdict, nat_flags,
     priority,
 };
-use podwire_model::{Family, IpNet, Name};
+use podwire_model::{Family, IpNet, Name, Protocol};
 
 use crate::{
     mode::Settings,
@@ -260,6 +260,23 @@ pub fn endpoint_key(frontend: &Frontend, outside: bool, number: u32) -> Value {
         Entry::Address(address) => Value::concat(&[Datum::Addr(address), protocol, port, number]),
         Entry::NodePort(_) => Value::concat(&[protocol, port, number]),
     }
+}
+
+/// The frontend in a key of the endpoint map `map`.
+pub fn frontend_of(map: Map, key: &Value, family: Family) -> Option<Frontend> {
+    let fields = key.split(&map.set(family, 0).key)?;
+    let (entry, protocol, port) = match (map, fields.as_slice()) {
+        (Map::Endpoints, [Datum::Addr(address), Datum::Proto(protocol), Datum::Port(port), _]) => {
+            (Entry::Address(*address), *protocol, *port)
+        }
+        (Map::NodePortEndpoints, [Datum::Proto(protocol), Datum::Port(port), _]) => {
+            (Entry::NodePort(family), *protocol, *port)
+        }
+        _ => return None,
+    };
+    let protocol =
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.number() == protocol)?;
+    Some(Frontend { entry, protocol, port })
 }
 
 /// An endpoint as data of an endpoint map.

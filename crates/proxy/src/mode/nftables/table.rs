@@ -112,7 +112,7 @@ pub struct TableState {
     starting: bool,
     /// What the transaction that is being written will have done.
     in_flight: InFlight,
-    /// What was found unused by the last tidying; it goes with the next one if it still is.
+    /// What was found unused by the last tidying; it goes with the next one unless it was used in between.
     aged_elements: BTreeSet<(Map, Value)>,
     aged_picks: BTreeSet<Pick>,
 }
@@ -188,11 +188,34 @@ impl TableState {
         let new = arrange(&old, backends);
         for (number, backend) in new.iter().enumerate() {
             map.want(key(number), Mapped::Value(render::backend_value(backend)), None);
+            self.aged_elements.remove(&(Map::endpoints(&frontend.entry), key(number)));
         }
         for number in new.len()..old.len() {
             map.unwant(&key(number));
         }
         old
+    }
+
+    /// After a read and before anything is written: UDP flows that entered at frontends which are gone since an earlier
+    /// run. Those of frontends that stay were noted by [`TableState::route`].
+    pub fn note_stale_frontends(&self, applied: &mut Applied) {
+        let stays = |frontend: &Frontend| {
+            [false, true].into_iter().any(|outside| {
+                let verdicts = self.maps.get(&Map::verdicts(&frontend.entry, outside));
+                verdicts.is_some_and(|map| map.delta.desired(&render::frontend_key(frontend)).is_some())
+            })
+        };
+        for (map, state) in self.maps.iter().filter(|(map, _)| matches!(map, Map::Endpoints | Map::NodePortEndpoints)) {
+            for step in state.delta.pending() {
+                if let Step::Delete(key, Cell { data: Mapped::Value(value), .. }) = step
+                    && let Some(frontend) = render::frontend_of(*map, key, self.family)
+                    && let Some(backend) = render::backend_of(value, self.family)
+                    && !stays(&frontend)
+                {
+                    applied.note_stale(frontend, &[backend], &[]);
+                }
+            }
+        }
     }
 
     fn change_pick(&mut self, before: Option<Pick>, after: Option<Pick>) {
@@ -202,6 +225,7 @@ impl TableState {
         if let Some(pick) = after {
             *self.pick_users.entry(pick).or_default() += 1;
             self.picks.want(pick, ());
+            self.aged_picks.remove(&pick);
         }
         if let Some(pick) = before
             && let Some(users) = self.pick_users.get_mut(&pick)
@@ -225,7 +249,10 @@ impl TableState {
         };
         let state = self.maps.entry(map).or_default();
         match (used, users) {
-            (true, 1) => state.want(key, Mapped::Nothing, None),
+            (true, 1) => {
+                state.want(key, Mapped::Nothing, None);
+                self.aged_elements.remove(&(map, key));
+            }
             (false, 0) => {
                 self.address_users.remove(&(map, address));
                 state.unwant(&key);
