@@ -17,6 +17,8 @@ use crate::{
 
 /// How often a change is tried again when others change the object in between.
 const RETRIES: usize = 16;
+/// Namespaces that no cluster is without.
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 /// Everything a request needs.
 pub(crate) struct Api {
@@ -235,6 +237,9 @@ impl Api {
     pub fn delete(&self, kind: &Kind, key: &Key, options: &DeleteOptions) -> Result<Deleted, Status> {
         for _ in 0..RETRIES {
             let old = self.get(kind, key)?;
+            if kind.kind == "Namespace" && IMMORTAL.contains(&key.name.as_str()) {
+                return Err(Status::forbidden(kind, &key.name, "this namespace may not be deleted"));
+            }
             preconditions(kind, old.value(), options)?;
             let grace = grace_period(kind, old.value(), options.grace);
             let mut new = old.value().clone();

@@ -1,7 +1,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
 };
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     Error,
     auth::{self, Identity, Tokens},
-    bootstrap,
+    bootstrap::{self, Own},
     http::{self, Listener},
     registry::Api,
     remote::{NoNodes, NodeProxy},
@@ -81,12 +81,15 @@ impl Builder {
             service_range: self.service_range,
             allocating: Mutex::new(()),
         });
-        bootstrap::populate(&api, first, self.advertise)?;
+        let own = Own { address: first, endpoint: self.advertise };
+        bootstrap::populate(&api, own)?;
         Ok(Server {
             api,
             ca_pem: identity.ca_pem,
             tls: TlsAcceptor::from(Arc::new(identity.tls)),
             stop: watch::Sender::new(false),
+            own,
+            keeping: Once::new(),
         })
     }
 }
@@ -97,6 +100,8 @@ pub struct Server {
     ca_pem: String,
     tls: TlsAcceptor,
     stop: watch::Sender<bool>,
+    own: Own,
+    keeping: Once,
 }
 
 impl Server {
@@ -122,6 +127,9 @@ impl Server {
         let socket = tokio::net::TcpListener::from_std(socket).map_err(Error::Listen)?;
         let listener = Listener { socket, tls: self.tls.clone() };
         tokio::spawn(http::serve(listener, self.api.clone(), self.stop.subscribe()));
+        self.keeping.call_once(|| {
+            tokio::spawn(bootstrap::keep(self.api.clone(), self.own, self.stop.subscribe()));
+        });
         Ok(address)
     }
 

@@ -94,7 +94,11 @@ impl Status {
 
     /// 404: no such path.
     pub fn no_such_path() -> Status {
-        Status::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
+        let message = "the server could not find the requested resource";
+        let mut status = Status::new(StatusCode::NOT_FOUND, "NotFound", message);
+        // `kubectl debug` reads the name in the details and does not look whether there are any.
+        status.details = json!({});
+        status
     }
 
     /// 409: the name is taken.

@@ -131,3 +131,32 @@ async fn services_made_at_once_share_no_address_and_no_port() {
     let (code, _) = lab.post(services, &json!({"metadata": {"name": "more"}, "spec": {"ports": [{"port": 80}]}})).await;
     assert_eq!(code, 201, "what was given back can be given again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_cluster_is_without_stays() {
+    let builder = podwire_apiserver::Server::builder().advertise("172.25.2.254:6443".parse().unwrap());
+    let lab = Lab::start_with(builder).await;
+    let (code, status) = lab.delete("/api/v1/namespaces/default", &json!({})).await;
+    assert_eq!(
+        (code, &status["message"]),
+        (403, &json!(r#"namespaces "default" is forbidden: this namespace may not be deleted"#))
+    );
+    for path in [
+        "/api/v1/namespaces/default/services/kubernetes",
+        "/api/v1/namespaces/default/endpoints/kubernetes",
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
+    ] {
+        let before = lab.get(path).await;
+        lab.delete(path, &json!({})).await;
+        let back = async {
+            while lab.send("GET", path, "", "").await.1["metadata"]["uid"]
+                .as_str()
+                .is_none_or(|uid| before["metadata"]["uid"] == uid)
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(common::PATIENCE, back).await.unwrap();
+        assert_eq!(lab.get(path).await["spec"], before["spec"], "{path}");
+    }
+}

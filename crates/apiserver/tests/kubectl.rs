@@ -279,7 +279,7 @@ async fn what_is_wrong_is_named() {
         (
             "address outside",
             service.replace("spec:", "spec:\n  clusterIP: 10.1.2.3"),
-            "the provided IP is not in the valid range",
+            "the provided IP (10.1.2.3) is not in the valid range",
         ),
         (
             "address taken",

@@ -64,7 +64,14 @@ async fn a_selector_sees_objects_come_and_go() {
     lab.merge(&format!("{MAPS}/b"), &json!({"metadata": {"labels": null}})).await;
     assert_eq!(next(&mut by_label).await, told("ADDED", "b"));
     assert_eq!(next(&mut by_label).await, told("ADDED", "a"));
-    assert_eq!(next(&mut by_label).await, told("DELETED", "b"));
+    let gone = by_label.next().await.unwrap();
+    assert_eq!(
+        (&gone["type"], &gone["object"]["metadata"]["labels"]["app"]),
+        (&json!("DELETED"), &json!("web")),
+        "as it was"
+    );
+    let revision = lab.get(&format!("{MAPS}/b")).await["metadata"]["resourceVersion"].clone();
+    assert_eq!(gone["object"]["metadata"]["resourceVersion"], revision);
     assert_eq!(next(&mut by_name).await, told("ADDED", "a"));
     assert_eq!(next(&mut by_name).await, told("MODIFIED", "a"));
 }

@@ -11,6 +11,11 @@ pub(crate) fn without_status(object: &mut Value) {
     object["status"] = json!({});
 }
 
+/// A new Service has no load balancer yet.
+pub(crate) fn new_service(object: &mut Value) {
+    object["status"] = json!({"loadBalancer": {}});
+}
+
 /// Defaults of a Namespace.
 pub(crate) fn namespace(object: &mut Value) {
     let name = text(object, "/metadata/name").to_owned();

@@ -167,7 +167,7 @@ fn cluster_ip(spec: &mut Value, range: IpNet, others: &mut Taken, causes: &mut C
                 let value = json!([text]);
                 if !range.contains(&address) || address == range.network() || address == range.broadcast() {
                     let why = format!(
-                        "failed to allocate IP {address}: the provided IP is not in the valid range. The range of valid IPs is {range}"
+                        "failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
                     );
                     causes.push(Cause::invalid("spec.clusterIPs", value, why));
                 } else if others.addresses.contains(&address) {

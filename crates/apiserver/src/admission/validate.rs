@@ -168,10 +168,9 @@ fn workload(object: &Value, causes: &mut Causes) {
     let selector = &spec["selector"];
     let empty = entries(selector, "/matchLabels").is_none_or(|l| l.is_empty())
         && items(selector, "/matchExpressions").is_empty();
-    if selector.is_null() {
-        causes.push(Cause::required("spec.selector", ""));
-    } else if empty {
-        causes.push(Cause::invalid("spec.selector", selector.clone(), "empty selector is invalid for deployment"));
+    if empty {
+        // The type does not tell a missing selector from an empty one.
+        causes.push(Cause::required("spec.selector", "it must not be empty"));
     }
     let labels = &spec["template"]["metadata"]["labels"];
     match Labels::of_object(selector) {

@@ -238,7 +238,11 @@ fn subsets(service: &Service, backends: &[Backend<'_>]) -> Vec<EndpointSubset> {
         let (ready, not_ready) = groups.entry(&backend.ports).or_default();
         if backend.ready { ready.push(address) } else { not_ready.push(address) }
     }
-    let filled = |addresses: Vec<EndpointAddress>| Some(addresses).filter(|addresses| !addresses.is_empty());
+    // In the order of their text, as the controller of Kubernetes has them.
+    let filled = |mut addresses: Vec<EndpointAddress>| {
+        addresses.sort_by(|a, b| a.ip.cmp(&b.ip));
+        Some(addresses).filter(|addresses| !addresses.is_empty())
+    };
     let subset = |(ports, (ready, not_ready)): (&[Port], _)| EndpointSubset {
         addresses: filled(ready),
         not_ready_addresses: filled(not_ready),

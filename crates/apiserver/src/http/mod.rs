@@ -119,7 +119,7 @@ async fn dispatch(context: Context, target: Target, request: &mut Request<Incomi
 }
 
 /// Returns when the server stops, or is gone.
-async fn stopped(stopping: &mut Receiver<bool>) {
+pub(crate) async fn stopped(stopping: &mut Receiver<bool>) {
     // The value it would return is a lock that must not be held.
     drop(stopping.wait_for(|stopping| *stopping).await);
 }

@@ -146,9 +146,7 @@ impl Watcher {
         match self.api.store.history(self.kind.collection, self.told) {
             Ok(history) => {
                 for event in &history.events {
-                    if let Some(kind) = self.seen(event) {
-                        self.line(&mut lines, kind, &event.object);
-                    }
+                    self.tell(&mut lines, event);
                 }
                 self.told = history.revision;
             }
@@ -162,15 +160,17 @@ impl Watcher {
         lines.freeze()
     }
 
-    /// What a change means to this watcher: an object that begins or ceases to be selected comes or goes.
-    fn seen(&self, event: &Event) -> Option<&'static str> {
-        let before = event.previous.as_ref().is_some_and(|o| self.selection.takes(o));
+    /// Tells what a change means to this watcher: an object that begins or ceases to be selected comes or goes. One
+    /// that goes is told as it last was selected, under the revision of the change.
+    fn tell(&self, lines: &mut BytesMut, event: &Event) {
+        let before = event.previous.as_ref().filter(|o| self.selection.takes(o));
         let after = event.change != Change::Deleted && self.selection.takes(&event.object);
         match (before, after) {
-            (false, false) => None,
-            (false, true) => Some("ADDED"),
-            (true, true) => Some("MODIFIED"),
-            (true, false) => Some("DELETED"),
+            (None, false) => {}
+            (None, true) => self.line(lines, "ADDED", &event.object),
+            (Some(_), true) => self.line(lines, "MODIFIED", &event.object),
+            (Some(_), false) if event.change == Change::Deleted => self.line(lines, "DELETED", &event.object),
+            (Some(last), false) => self.line(lines, "DELETED", &Object::new(last.value().clone(), event.revision)),
         }
     }
 

@@ -77,7 +77,7 @@ pub(crate) static KINDS: &[Kind] = &[
         collection: "services",
         fields: &["spec.clusterIP", "spec.type"],
         decode: decode::<Service>,
-        rules: rules(defaults::service, defaults::without_status, validate::service, validate::service_update),
+        rules: rules(defaults::service, defaults::new_service, validate::service, validate::service_update),
         printer: table::SERVICE,
         ..Kind::BASE
     },

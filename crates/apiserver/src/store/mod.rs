@@ -42,9 +42,11 @@ pub struct Object {
 }
 
 impl Object {
-    /// Stamps `metadata.resourceVersion` of `value` with `revision`.
+    /// Stamps `metadata.resourceVersion` of `value` with `revision`, unless that is 0: then it is not stored.
     pub fn new(mut value: Value, revision: u64) -> Object {
-        value["metadata"]["resourceVersion"] = revision.to_string().into();
+        if revision > 0 {
+            value["metadata"]["resourceVersion"] = revision.to_string().into();
+        }
         Object { value, revision, json: OnceLock::new() }
     }
 

@@ -74,16 +74,15 @@ pub(crate) const ENDPOINTS: Printer = Printer {
         let mut all = Vec::new();
         for subset in items(o, "/subsets") {
             let ports = items(subset, "/ports");
-            for address in items(subset, "/addresses") {
-                let ip = text(address, "/ip");
-                if ports.is_empty() {
-                    all.push(ip.to_owned());
-                }
-                let with_port = |p: &Value| {
-                    let port = number(p, "/port").unwrap_or(0);
-                    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
-                };
-                all.extend(ports.iter().map(with_port));
+            let addresses: Vec<&str> = items(subset, "/addresses").iter().map(|a| text(a, "/ip")).collect();
+            if ports.is_empty() {
+                all.extend(addresses.iter().map(|ip| (*ip).to_owned()));
+            }
+            for port in ports {
+                let port = number(port, "/port").unwrap_or(0);
+                let joined =
+                    |ip: &&str| if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+                all.extend(addresses.iter().map(joined));
             }
         }
         vec![name(o), shortened(&all), age(o)]
