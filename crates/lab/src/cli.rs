@@ -10,7 +10,7 @@ use std::{
 use podwire_model::Ipv4Net;
 
 use crate::{
-    container, enter,
+    container, enter, enter_pod,
     error::{Context, Result},
     init, launch, myapp, node,
     state::Directory,
@@ -81,7 +81,7 @@ pub struct UpArgs {
 pub struct ExecArgs {
     #[command(flatten)]
     lab: LabName,
-    /// node1, node2, …, client, or underlay: the network between them, with its bridge br0.
+    /// node1, node2, …, client; underlay, the network between them with its bridge br0; or pod/NAME (pod/NAMESPACE/NAME).
     machine: String,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -128,7 +128,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             println!("{}", launch::kubeconfig(&lab.name)?.display());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Exec(args) => enter::exec(&args.lab.name, &args.machine, &args.command).map(ExitCode::from),
+        Command::Exec(args) => exec(&args).map(ExitCode::from),
         Command::List => list().map(|()| ExitCode::SUCCESS),
     }
 }
@@ -162,6 +162,13 @@ fn up(args: UpArgs) -> Result<()> {
     println!("  export KUBECONFIG=$(podwire lab kubeconfig{name})");
     println!("  kubectl get nodes -o wide");
     Ok(())
+}
+
+fn exec(args: &ExecArgs) -> Result<u8> {
+    match args.machine.strip_prefix("pod/") {
+        Some(pod) => enter_pod::exec(&args.lab.name, pod, &args.command),
+        None => enter::exec(&args.lab.name, &args.machine, &args.command),
+    }
 }
 
 fn down(name: &str) -> Result<()> {

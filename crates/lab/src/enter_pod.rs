@@ -6,11 +6,7 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use podwire_apiserver::remote::{ExecOutput, ExecRequest, ExecSession, NodeProxy};
-use podwire_k8s::{
-    Client,
-    k8s_openapi::api::core::v1::Pod,
-    kube::Api,
-};
+use podwire_k8s::{Client, k8s_openapi::api::core::v1::Pod, kube::Api};
 use tokio::{runtime, sync::mpsc};
 
 use crate::{
@@ -41,7 +37,10 @@ async fn run(lab: &str, pod: &str, command: &[String]) -> Result<u8> {
     let (namespace, name) = pod.split_once('/').unwrap_or((DEFAULT_NAMESPACE, pod));
     let failed = |reason: String| Error::Api { tried: format!("run a command in pod {namespace}/{name}"), reason };
     let client = Client::from_kubeconfig(Some(&directory.kubeconfig())).await.map_err(|e| failed(e.to_string()))?;
-    let found = Api::<Pod>::namespaced(client.kube(), namespace).get(name).await.map_err(|e| failed(e.to_string()))?;
+    let pods = Api::<Pod>::namespaced(client.kube(), namespace);
+    let Some(found) = pods.get_opt(name).await.map_err(|e| failed(e.to_string()))? else {
+        return Err(Error::Invalid(format!("lab {lab} has no pod {namespace}/{name}")));
+    };
     let spec = found.spec.unwrap_or_default();
     let node = spec.node_name.ok_or_else(|| failed("it is on no node yet".to_owned()))?;
     let request = ExecRequest {

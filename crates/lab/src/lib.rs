@@ -5,6 +5,7 @@ pub mod container;
 mod control_plane;
 mod dns_relay;
 mod enter;
+mod enter_pod;
 mod error;
 mod init;
 pub mod kubelet;

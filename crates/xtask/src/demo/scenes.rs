@@ -86,9 +86,9 @@ fn cluster_ip(stage: &mut Stage) -> Result<()> {
         .show(&format!("podwire lab exec node1 -- curl -s http://{address}/"))
         .prints("the node reaches the Service address", HELLO);
     balance(stage, "node1", &format!("http://{address}/hostname.html"), 3);
-    stage
-        .show("kubectl exec deploy/demo2 -- curl -s myservice/hostname.html")
-        .prints("a pod reaches it by name, over cluster DNS", "demo2-");
+    let (pod, _) = pod_on(stage, "node1")?;
+    let by_name = in_pod(stage, &pod, "curl -s myservice/hostname.html");
+    stage.show(&by_name).prints("a pod reaches it by name, over cluster DNS", "demo2-");
     let dig = format!("podwire lab exec node1 -- dig +short {SERVICE_NAME} @10.96.0.10");
     stage.show(&dig).prints("DNS answers with the Service address", &address);
     let outside = format!("podwire lab exec client -- curl -s -m 2 http://{address}/");
@@ -165,7 +165,7 @@ fn pod_to_pod(stage: &mut Stage) -> Result<()> {
         "podwire lab exec node2 -- timeout 10 tcpdump -i eth0 -nn -T vxlan -c 2 'udp port 8472 and host 172.25.2.1'",
     )?;
     capture_settles(stage)?;
-    let ping = format!("kubectl exec {from} -- ping -c 3 -i 0.2 {to}");
+    let ping = in_pod(stage, &from, &format!("ping -c 3 -i 0.2 {to}"));
     stage.show(&ping).prints("a pod of node1 pings a pod of node2", " 0% packet loss");
     let wire = stage.finish(capture)?;
     stage.check("outside: UDP 8472 between the nodes", wire.contains("172.25.2.1.") && wire.contains(".8472"));
@@ -182,9 +182,8 @@ fn pod_to_outside(stage: &mut Stage) -> Result<()> {
     let capture =
         stage.start("podwire lab exec client -- timeout 10 tcpdump -i eth0 -nn -c 1 'icmp[icmptype] = icmp-echo'")?;
     capture_settles(stage)?;
-    stage
-        .show(&format!("kubectl exec {from} -- ping -c 2 -i 0.2 172.25.2.250"))
-        .prints("the pod reaches a machine outside", " 0% packet loss");
+    let ping = in_pod(stage, &from, "ping -c 2 -i 0.2 172.25.2.250");
+    stage.show(&ping).prints("the pod reaches a machine outside", " 0% packet loss");
     let seen = stage.finish(capture)?;
     stage.check("which sees node1, not the pod", seen.contains("IP 172.25.2.1 >") && !seen.contains(&address));
     Ok(())
@@ -293,6 +292,18 @@ fn pod_on(stage: &Stage, node: &str) -> Result<(String, String)> {
     let answer = stage.ask(&query)?;
     let (name, address) = answer.split_once(' ').with_context(|| format!("no pod of the demo on {node}"))?;
     Ok((name.to_owned(), address.to_owned()))
+}
+
+/// The command line that runs `command` in a pod. Before 1.30, kubectl's exec speaks SPDY only, which the lab does not.
+fn in_pod(stage: &Stage, pod: &str, command: &str) -> String {
+    let version = stage.ask("kubectl version --client -o json").unwrap_or_default();
+    let version: serde_json::Value = serde_json::from_str(&version).unwrap_or_default();
+    let minor = version["clientVersion"]["minor"].as_str().unwrap_or_default().trim_end_matches('+');
+    if minor.parse().unwrap_or(0) >= 30 {
+        format!("kubectl exec {pod} -- {command}")
+    } else {
+        format!("podwire lab exec pod/{pod} -- {command}")
+    }
 }
 
 /// tcpdump says nothing when it begins to listen, so wait until its socket is there.
