@@ -9,7 +9,7 @@ use std::{
 
 use podwire_kernel::{
     ns::Namespace,
-    route::{Address, LinkChange, NewLink, NewLinkKind, Peer, Route, RouteEntry, RouteSocket},
+    route::{Address, LinkChange, Mac, NewLink, NewLinkKind, Peer, Route, RouteEntry, RouteSocket},
 };
 use podwire_model::Ipv4Net;
 
@@ -19,6 +19,12 @@ use crate::{
 };
 
 const BRIDGE: &str = "br0";
+/// A bridge without an address of its own takes its ports' lowest, so a machine that has asked for it could send to one
+/// that is the bridge's no more when others are connected. In form as CNI's: 0a:58 and the IPv4 address.
+const BRIDGE_MAC: Mac = {
+    let [a, b, c, d] = GATEWAY.octets();
+    Mac([0x0a, 0x58, a, b, c, d])
+};
 /// What a machine calls its interface.
 const UPLINK: &str = "eth0";
 /// As on a plain Ethernet; overlays subtract from it.
@@ -40,7 +46,8 @@ impl Underlay {
         let namespace = Namespace::new_net()?;
         let mut route = RouteSocket::open_in(namespace.as_fd())?;
         bring_up(&mut route, "lo")?;
-        let link = NewLink { mtu: Some(MTU), up: true, ..NewLink::new(BRIDGE, NewLinkKind::Bridge) };
+        let link =
+            NewLink { mac: Some(BRIDGE_MAC), mtu: Some(MTU), up: true, ..NewLink::new(BRIDGE, NewLinkKind::Bridge) };
         let bridge = route.create_link(&link)?.index;
         route.add_address(&Address::new(bridge, on_underlay(GATEWAY)?))?;
         Ok(Self { namespace, route, bridge })

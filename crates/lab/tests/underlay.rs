@@ -69,6 +69,18 @@ fn machines_reach_each_other_and_only_each_other() {
 }
 
 #[test]
+fn the_gateway_keeps_its_hardware_address_while_machines_are_connected() {
+    if !is_capable() {
+        return;
+    }
+    let mut underlay = Underlay::new().unwrap();
+    let networks: Vec<_> = options(8).nodes().iter().map(|machine| underlay.attach(machine).unwrap()).collect();
+    assert!(in_namespace(&networks[0], "ping", &["-c1", "-W1", "172.25.2.254"]).0);
+    let (_, seen) = in_namespace(&networks[0], "ip", &["neigh", "show", "172.25.2.254"]);
+    assert!(seen.contains("lladdr 0a:58:ac:19:02:fe"), "one that no port can take away: {seen}");
+}
+
+#[test]
 fn a_socket_listens_for_the_machines_from_wherever_it_is_used() {
     if !is_capable() {
         return;
