@@ -21,6 +21,7 @@ use podwire_dns::{
     server::Server,
     view::View,
 };
+use podwire_testkit::bench::{Measured, resident_memory};
 use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
 
 /// Services in the measured cluster; one in ten is headless.
@@ -47,7 +48,9 @@ const COREFILE: &str = ".:0 {
 #[tokio::main]
 async fn main() {
     let environment = Environment::new(LOCALHOST);
-    environment.cluster.update(1, |view| print("apply", "rate", apply_all(view), "objects/s"));
+    let idle = resident_memory().unwrap();
+    environment.cluster.update(1, |view| print("fill the view", "rate", apply_all(view), "objects/s"));
+    print("fill the view", "resident memory after it", resident_memory().unwrap() - idle, "MB");
     environment.cluster.set_synced();
     let program = Program::new(COREFILE, &environment).unwrap();
     let router = program.routers.values().next().unwrap().clone();
@@ -67,7 +70,7 @@ async fn main() {
 }
 
 fn print(case: &str, metric: &str, value: f64, unit: &str) {
-    println!("{}", serde_json::json!({ "bench": "dns", "case": case, "metric": metric, "value": value, "unit": unit }));
+    println!("{}", Measured { bench: "dns", case, metric, value, unit, peer: None });
 }
 
 /// Fills the view and gives the number of objects applied a second.

@@ -1,4 +1,5 @@
-//! What the overlay costs on the running kernel, in a namespace of its own. Prints one JSON object a line.
+//! What the overlay costs on the running kernel, in a namespace of its own. Prints one JSON object a line, for
+//! `cargo xtask bench overlay`.
 //!
 //! The peer is iproute2 in batch mode, which makes the same objects from a prepared file.
 
@@ -19,40 +20,32 @@ use podwire_overlay::{
     Overlay, Site, Uplink, config,
     plan::{self, Entry},
 };
+use podwire_testkit::bench::{Measured, percentile};
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 const NET_CONF: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
 const PEERS: u16 = 1000;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 
 fn main() -> Result<()> {
-    let mut cold = Vec::new();
-    let mut by_hand = Vec::new();
-    let (mut restart, mut change) = (Vec::new(), Vec::new());
+    let (mut by_hand, mut took) = (Vec::new(), <[Vec<Duration>; 3]>::default());
     for _ in 0..ROUNDS {
         by_hand.push(in_namespace(iproute2)?);
-        let [a, b, c] = in_namespace(podwire)?;
-        cold.push(a);
-        restart.push(b);
-        change.push(c);
+        let times = in_namespace(podwire)?;
+        took.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
     }
-    let label = format!("{PEERS} peers");
-    let (cold, by_hand) = (best(&cold), best(&by_hand));
-    println!(
-        r#"{{"bench":"overlay","case":"cold start, {label}","metric":"time","value":{cold:.3},"unit":"ms","peer":"ip -batch","peer_value":{by_hand:.3},"ratio":{:.2}}}"#,
-        cold / by_hand
-    );
-    for (case, times) in [("restart", restart), ("one peer changes", change)] {
-        let value = best(&times);
-        println!(r#"{{"bench":"overlay","case":"{case}, {label}","metric":"time","value":{value:.3},"unit":"ms"}}"#);
+    let peer = Some(("ip -batch, bridge -batch", percentile(&by_hand, 50)));
+    let case = &format!("vxlan, {PEERS} peers");
+    let [cold, restart, change] = took.map(|times| percentile(&times, 50));
+    for (metric, value, peer) in [
+        ("cold start, median", cold, peer),
+        ("restart, all is in place, median", restart, None),
+        ("one peer changes, median", change, None),
+    ] {
+        println!("{}", Measured { bench: "overlay", case, metric, value, unit: "ms", peer });
     }
     Ok(())
-}
-
-/// The least of several runs, in milliseconds.
-fn best(times: &[Duration]) -> f64 {
-    times.iter().min().map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
 fn in_namespace<T: Send>(measure: impl FnOnce() -> Result<T> + Send) -> Result<T> {

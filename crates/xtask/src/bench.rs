@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: runs the measurements that the project keeps and shows them as one table.
 //!
 //! A benchmark is a `[[bench]]` of the crate that it measures, without a harness. It prints one JSON object a line:
-//! `bench`, `case`, `metric`, `value`, `unit`, and where there is a peer in the same run, `peer`, `peer_value`, `ratio`.
+//! `bench`, `case`, `metric`, `value`, `unit`, and where there is a peer in the same run, `peer`, `peer_value`, `ratio`
+//! (value ÷ peer_value).
 
 use std::{fs::File, io::Write};
 
@@ -36,6 +37,7 @@ pub fn run(args: &[&str]) -> Result<()> {
         bail!("no benchmark {:?}; there are: {}", name.unwrap_or_default(), known.join(", "));
     }
     setup::run()?;
+    setup::peers();
     let mut results = Vec::new();
     for (bench, package) in chosen {
         eprintln!("measuring {bench} …");
