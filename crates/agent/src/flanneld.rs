@@ -14,7 +14,7 @@ use podwire_k8s::{
 };
 use podwire_kernel::{
     nftables::{self, Nftables},
-    route::RouteSocket,
+    route::{Removed, RouteSocket},
     sysctl::{ProcSys, Sysctl},
 };
 use podwire_model::{Family, Lease, Name, Node};
@@ -37,6 +37,7 @@ mod links;
 mod publish;
 
 pub use args::Args;
+use links::Removals;
 
 /// Runs until SIGTERM or SIGINT. The data path stays as it is then: pods keep talking, and the next run takes it over.
 ///
@@ -73,7 +74,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 Some(event) => daemon.observe(event),
                 None => bail!("the watch of nodes ended"),
             },
-            Some(link) = removals.recv() => if !daemon.lost(link)? { continue },
+            Some(removed) = removals.recv() => if !daemon.lost(removed, &mut removals)? { continue },
             () = sleep(daemon.retry.pause()) => {}
         }
         tokio::select! {
@@ -174,16 +175,24 @@ impl Daemon {
         }
     }
 
-    /// Takes in that a link is gone (`None`: maybe one). Says whether that leaves work to do.
-    fn lost(&mut self, link: Option<u32>) -> anyhow::Result<bool> {
+    /// Takes in that something is gone, and what else is by now. Says whether that leaves work to do.
+    fn lost(&mut self, first: Removed, more: &mut Removals) -> anyhow::Result<bool> {
         let Some(overlay) = &mut self.overlay else { return Ok(false) };
-        let uplink = &overlay.site().uplink;
-        ensure!(link != Some(uplink.index), "the uplink {} went away: start again", uplink.name);
-        let ours = overlay.link_removed(link);
-        if ours && link.is_some() {
-            warn!("the overlay's device was deleted: making it again");
+        let (mut missed, mut surely) = (0, 0);
+        let mut next = Some(first);
+        while let Some(removed) = next {
+            let uplink = &overlay.site().uplink;
+            ensure!(removed != Removed::Link(uplink.index), "the uplink {} went away: start again", uplink.name);
+            if overlay.removed(&removed) {
+                missed += 1;
+                surely += usize::from(removed != Removed::Anything);
+            }
+            next = more.try_recv().ok();
         }
-        Ok(ours)
+        if surely > 0 {
+            warn!(removed = surely, "someone else removed parts of the overlay: putting them back");
+        }
+        Ok(missed > 0)
     }
 
     /// Keeps this node's object, and the lease of every node that has one.

@@ -168,6 +168,8 @@ fn two_nodes_join_lose_their_device_restart_and_part() {
 
         first.net.run("ip link del flannel.1");
         eventually("the device and its routes are back", routed);
+        first.net.run("ip route del 10.244.1.0/24");
+        eventually("the route is back", routed);
         assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
 
         let device = || first.net.run("ip -o link show flannel.1");

@@ -6,6 +6,7 @@
 mod fake;
 mod socket;
 mod types;
+mod watch;
 mod wire;
 
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 pub use fake::FakeRoute;
 pub use socket::RouteSocket;
 pub use types::*;
+pub use watch::{RemovalWatch, Removed};
 
 use crate::Result;
 

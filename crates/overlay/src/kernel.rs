@@ -6,12 +6,12 @@ use podwire_kernel::{
     Error, Result, ResultExt,
     route::{
         Address, FdbEntry, FdbTable, Link, LinkChange, LinkKind, Neighbour, NeighbourState, NewLink, NewLinkKind,
-        Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan,
+        Removed, Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan,
     },
 };
 use podwire_model::{Family, Name};
 
-use crate::plan::{Entry, Site, Tunnel};
+use crate::plan::{Entry, Key, Site, Tunnel};
 
 /// Every backend's devices are called so, with flannel's names: it is how an earlier run's are found.
 const PREFIX: &str = "flannel";
@@ -56,6 +56,18 @@ impl Devices {
     /// Whether one of them has this index.
     pub(crate) fn contains(&self, index: u32) -> bool {
         self.indexes.values().any(|known| *known == index)
+    }
+
+    /// What a removal is about, if it is about something that hangs on one of them.
+    pub(crate) fn key_of(&self, removed: &Removed) -> Option<Key> {
+        let device = |index: u32| self.indexes.iter().find(|(_, known)| **known == index).map(|(name, _)| name.clone());
+        match removed {
+            Removed::Address(gone) => Some(Key::Address(device(gone.device)?, gone.net)),
+            Removed::Neighbour(gone) => Some(Key::Neighbour(device(gone.device)?, gone.address)),
+            Removed::Fdb(gone) => Some(Key::Fdb(device(gone.device)?, gone.mac)),
+            Removed::Route(gone) => device(gone.device?).map(|_| Key::Route(gone.destination)),
+            Removed::Link(_) | Removed::LinkDown(_) | Removed::Anything => None,
+        }
     }
 
     /// Whether `entry` hangs on a device that does not exist.

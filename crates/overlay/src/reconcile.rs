@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use podwire_kernel::{ResultExt, route::Route as Kernel};
+use podwire_kernel::{
+    ResultExt,
+    route::{Removed, Route as Kernel},
+};
 use podwire_model::{
     Lease, Name,
     delta::{Delta, Step},
@@ -108,12 +111,26 @@ impl Overlay {
         }
     }
 
-    /// Takes in that the link with this index is gone, or that any may be (`None`). Returns whether that matters here;
-    /// the next [`Overlay::apply`] then reads the kernel's state again.
-    pub fn link_removed(&mut self, index: Option<u32>) -> bool {
-        let ours = index.is_none_or(|index| self.devices.contains(index));
-        self.stale |= ours;
-        ours
+    /// Takes in that something is gone from the kernel, whoever removed it. Returns whether it is missed here: then
+    /// [`Overlay::apply`] puts it back.
+    pub fn removed(&mut self, what: &Removed) -> bool {
+        let reread = match what {
+            Removed::Anything => true,
+            Removed::Link(index) | Removed::LinkDown(index) => self.devices.contains(*index),
+            Removed::Address(_) | Removed::Route(_) | Removed::Neighbour(_) | Removed::Fdb(_) => {
+                let Some(key) = self.devices.key_of(what) else { return false };
+                // What this overlay removed itself is known to be gone already.
+                let missed = self.delta.actual(&key).is_some() && self.delta.desired(&key).is_some();
+                self.delta.is_gone(&key);
+                if !missed || !matches!(what, Removed::Address(_)) {
+                    return missed;
+                }
+                // With its last IPv4 address a device loses its routes, and the kernel does not say which.
+                true
+            }
+        };
+        self.stale |= reread;
+        reread
     }
 
     /// Number of peers that are part of the plan.

@@ -5,6 +5,9 @@
 mod common;
 
 use common::{Cluster, NET_CONF, able};
+use std::time::Duration;
+
+use podwire_kernel::route::{RemovalWatch, Removed, RouteSocket};
 use podwire_overlay::Overlay;
 
 fn mac(overlay: &Overlay) -> String {
@@ -154,9 +157,70 @@ fn a_deleted_device_is_made_again_with_all_that_hung_on_it() {
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
     let index = first.net.run("ip -o link show flannel.1").split(':').next().unwrap().parse().unwrap();
     first.net.run("ip link del flannel.1");
-    assert!(!overlay.link_removed(Some(index + 1000)));
-    assert!(overlay.link_removed(Some(index)) && !overlay.is_settled());
+    assert!(!overlay.removed(&Removed::Link(index + 1000)));
+    assert!(overlay.removed(&Removed::Link(index)) && !overlay.is_settled());
     let outcome = overlay.apply(&mut first.net.routes()).unwrap();
     assert_eq!((outcome.done, outcome.errors.len()), (5, 0));
     assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
+}
+
+/// Applies what `watch` says is missed; returns how many removals that were and how many operations it took.
+fn repair(overlay: &mut Overlay, watch: &mut RemovalWatch, kernel: &mut RouteSocket) -> (usize, usize) {
+    let mut missed = 0;
+    // The kernel tells of a change before it has answered whoever made it: nothing is still to come.
+    loop {
+        let removals = watch.next(Some(Duration::ZERO)).unwrap();
+        if removals.is_empty() {
+            break;
+        }
+        missed += removals.iter().filter(|removed| overlay.removed(removed)).count();
+    }
+    let outcome = overlay.apply(kernel).unwrap();
+    assert!(outcome.errors.is_empty() && overlay.is_settled(), "{:?}", outcome.errors);
+    (missed, outcome.done)
+}
+
+#[test]
+fn what_was_deleted_by_hand_is_put_back_and_nothing_else_is_done() {
+    if !able() {
+        return;
+    }
+    let cluster = Cluster::new(3);
+    let overlays = cluster.join();
+    let (first, macs) = (&cluster.nodes[0], [mac(&overlays[1]), mac(&overlays[2])]);
+    let mut overlay = overlays.into_iter().next().unwrap();
+    let (mut kernel, mut watch) = (first.net.routes(), first.net.inside(|| RemovalWatch::open().unwrap()));
+    let look = || {
+        ["ip route", "ip neigh show nud permanent", "bridge fdb show dev flannel.1", "ip -4 addr show dev flannel.1"]
+            .map(|look| {
+                let mut lines: Vec<_> = first.net.run(look).lines().map(str::to_owned).collect();
+                lines.sort();
+                lines
+            })
+    };
+    let whole = look();
+    for (by_hand, missed, done) in [
+        ("ip route del 10.244.1.0/24".to_owned(), 1, 1),
+        ("ip neigh del 10.244.2.0 dev flannel.1".to_owned(), 1, 1),
+        (format!("bridge fdb del {} dev flannel.1 self", macs[0]), 1, 1),
+        // With its last address the device loses its neighbours and, without a word, its routes.
+        ("ip addr del 10.244.0.0/32 dev flannel.1".to_owned(), 3, 5),
+        ("ip route flush dev flannel.1".to_owned(), 2, 2),
+        ("ip neigh add 10.244.77.0 lladdr 02:00:00:00:00:77 dev flannel.1 nud permanent".to_owned(), 0, 0),
+        ("ip neigh del 10.244.77.0 dev flannel.1".to_owned(), 0, 0),
+        ("ip route del default".to_owned(), 0, 0),
+        ("ip route add default via 172.25.2.254".to_owned(), 0, 0),
+    ] {
+        first.net.run(&by_hand);
+        assert_eq!(repair(&mut overlay, &mut watch, &mut kernel), (missed, done), "{by_hand}");
+    }
+    assert_eq!(look(), whole);
+    // Taken down: its routes go without a word of each.
+    first.net.run("ip link set flannel.1 down");
+    repair(&mut overlay, &mut watch, &mut kernel);
+    assert_eq!(look(), whole);
+    // What the overlay removes itself is not missed.
+    overlay.remove_peer(&"node3".into());
+    overlay.apply(&mut kernel).unwrap();
+    assert_eq!(repair(&mut overlay, &mut watch, &mut kernel), (0, 0));
 }

@@ -1,39 +1,28 @@
-//! Tells when a link goes away: someone may delete the overlay's device by hand.
+//! Tells when something goes away in the kernel: someone may delete the overlay's device, or an entry of it, by hand.
 
-use podwire_kernel::netlink::{Message, Protocol, Socket, u32_at};
+use podwire_kernel::route::{RemovalWatch, Removed};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-/// Links that went away, by index. `None`: some notifications were lost, it may have been any.
-pub(super) type Removals = mpsc::UnboundedReceiver<Option<u32>>;
+/// What went away, whoever removed it.
+pub(super) type Removals = mpsc::UnboundedReceiver<Removed>;
 
 /// Watches the calling thread's network namespace, on a thread of its own that ends with the process.
 pub(super) fn removals() -> anyhow::Result<Removals> {
-    let mut socket = Socket::open(Protocol::Route)?;
-    socket.join(libc::RTNLGRP_LINK)?;
+    let mut watch = RemovalWatch::open()?;
     let (tell, removals) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("links".to_owned()).spawn(move || {
         while !tell.is_closed() {
-            match socket.receive(None, format_args!("wait for changes of links")) {
-                Ok(messages) => messages.iter().filter_map(|message| removed(&message)).for_each(|index| {
-                    let _ = tell.send(Some(index));
+            match watch.next(None) {
+                Ok(removed) => removed.into_iter().for_each(|removed| {
+                    let _ = tell.send(removed);
                 }),
-                Err(error) if error.is_transient() => {
-                    let _ = tell.send(None);
-                }
                 Err(error) => {
-                    warn!(%error, "links are no longer watched");
+                    warn!(%error, "what others delete is no longer noticed");
                     return;
                 }
             }
         }
     })?;
     Ok(removals)
-}
-
-/// The link that a message says is gone. Source of the layout: `struct ifinfomsg`, linux/rtnetlink.h.
-fn removed(message: &Message<'_>) -> Option<u32> {
-    // Family AF_BRIDGE says that a port left its bridge.
-    let is_link = message.payload.first().copied() == Some(libc::AF_UNSPEC as u8);
-    (message.kind == libc::RTM_DELLINK && is_link).then(|| u32_at(message.payload, 4)).flatten()
 }

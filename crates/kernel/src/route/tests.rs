@@ -306,6 +306,46 @@ fn a_stock_tool_sees_what_was_made() {
     });
 }
 
+#[test]
+fn removals_are_told_and_additions_are_not() {
+    in_new_netns(|| {
+        let mut watch = RemovalWatch::open().unwrap();
+        let mut route = RouteSocket::open().unwrap();
+        let (a, b) = pair(&mut route);
+        let vxlan = Vxlan { id: 1, port: 8472, local: None, device: Some(a), learning: false, gbp: false };
+        let new = NewLink { up: true, ..NewLink::new("flannel.1", NewLinkKind::Vxlan(vxlan)) };
+        let tunnel = route.create_link(&new).unwrap().index;
+        let entry = RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.254"), a);
+        let mac = Mac([2, 0, 0, 0, 0, 9]);
+        let neighbour = Neighbour::permanent(a, ip("10.1.0.9"), mac);
+        let fdb = FdbEntry::remote(tunnel, mac, ip("10.1.0.2"));
+        let address = Address::new(b, net("10.2.0.1/32"));
+        route.add_route(&entry).unwrap();
+        route.replace_neighbour(&neighbour).unwrap();
+        route.replace_fdb(&fdb).unwrap();
+        route.add_address(&address).unwrap();
+        while !watch.next(Some(std::time::Duration::ZERO)).unwrap().is_empty() {}
+
+        route.delete_route(&entry).unwrap();
+        route.delete_neighbour(&neighbour).unwrap();
+        route.delete_fdb(&fdb).unwrap();
+        route.delete_address(&address).unwrap();
+        route.change_link(b, &[LinkChange::Up(false)]).unwrap();
+        route.delete_link(tunnel).unwrap();
+        let mut seen = Vec::new();
+        while !seen.contains(&Removed::Link(tunnel)) {
+            seen.extend(watch.next(Some(std::time::Duration::from_secs(5))).unwrap());
+        }
+        assert!(seen.contains(&Removed::Route(entry)), "{seen:?}");
+        let named = |removed: &Removed| matches!(removed, Removed::Neighbour(n) if (n.device, n.address) == (a, neighbour.address));
+        assert!(seen.iter().any(named), "{seen:?}");
+        assert!(seen.contains(&Removed::Fdb(fdb)), "{seen:?}");
+        let named = |removed: &Removed| matches!(removed, Removed::Address(gone) if (gone.device, gone.net) == (b, address.net));
+        assert!(seen.iter().any(named), "{seen:?}");
+        assert!(seen.contains(&Removed::LinkDown(b)), "{seen:?}");
+    });
+}
+
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
@@ -345,6 +385,9 @@ proptest! {
         _ = wire::read_route(&bytes);
         _ = wire::read_neighbour(&bytes);
         _ = wire::read_fdb(&bytes);
+        for kind in libc::RTM_NEWLINK..=libc::RTM_GETNEIGH {
+            _ = watch::removed(&crate::netlink::Message { kind, flags: 0, sequence: 0, payload: &bytes });
+        }
     }
 
     #[test]

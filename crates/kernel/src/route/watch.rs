@@ -1,0 +1,95 @@
+//! Telling what goes away: somebody may delete by hand what a program relies on.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    types::{Address, FdbEntry, Neighbour, RouteEntry},
+    wire,
+};
+use crate::{
+    Error, Result,
+    netlink::{Message, Protocol, Socket},
+};
+
+/// Something that is no longer there, whoever removed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    /// A link, by index, and all that hung on it: the kernel need not say so of each.
+    Link(u32),
+    /// A link, by index, is down: IPv4 routes that leave by it are gone without a word of each.
+    LinkDown(u32),
+    /// An address of an interface. With the last IPv4 address go the IPv4 routes, without a word of each.
+    Address(Address),
+    /// A route.
+    Route(RouteEntry),
+    /// A neighbour; its MAC address and state may be missing here.
+    Neighbour(Neighbour),
+    /// A forwarding entry.
+    Fdb(FdbEntry),
+    /// Notifications were lost: it may have been anything.
+    Anything,
+}
+
+/// Removals in one network namespace.
+#[derive(Debug)]
+pub struct RemovalWatch(Socket);
+
+impl RemovalWatch {
+    /// Watches the network namespace that the calling thread is in, from now on.
+    ///
+    /// # Errors
+    /// The kernel has no rtnetlink socket to give.
+    pub fn open() -> Result<Self> {
+        let socket = Socket::open(Protocol::Route)?;
+        for group in [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_NEIGH,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_IFADDR,
+            libc::RTNLGRP_IPV6_ROUTE,
+        ] {
+            socket.join(group)?;
+        }
+        Ok(Self(socket))
+    }
+
+    /// Waits for something to be removed; nothing was when the result is empty. Without a timeout it waits for ever, unless
+    /// a signal comes.
+    ///
+    /// # Errors
+    /// The kernel refused; lost notifications are no error but [`Removed::Anything`].
+    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Vec<Removed>> {
+        let begin = Instant::now();
+        loop {
+            let left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
+            let messages = match self.0.receive(left, format_args!("wait for changes of links and routes")) {
+                Err(Error::Overrun { .. }) => return Ok(vec![Removed::Anything]),
+                messages => messages?,
+            };
+            let removals: Vec<_> = messages.iter().filter_map(|message| removed(&message)).collect();
+            if messages.is_empty() || !removals.is_empty() {
+                return Ok(removals);
+            }
+        }
+    }
+}
+
+/// What a notification says is gone.
+pub(super) fn removed(message: &Message<'_>) -> Option<Removed> {
+    const UNSPEC: u8 = libc::AF_UNSPEC as u8;
+    const BRIDGE: u8 = libc::AF_BRIDGE as u8;
+    let payload = message.payload;
+    match (message.kind, *payload.first()?) {
+        // Family AF_BRIDGE says that a port left its bridge.
+        (libc::RTM_DELLINK, UNSPEC) => wire::read_link(payload).map(|link| Removed::Link(link.index)),
+        (libc::RTM_NEWLINK, UNSPEC) => {
+            wire::read_link(payload).filter(|link| !link.up).map(|link| Removed::LinkDown(link.index))
+        }
+        (libc::RTM_DELADDR, _) => wire::read_address(payload).map(Removed::Address),
+        (libc::RTM_DELROUTE, _) => wire::read_route(payload).map(Removed::Route),
+        (libc::RTM_DELNEIGH, BRIDGE) => wire::read_fdb(payload).map(Removed::Fdb),
+        (libc::RTM_DELNEIGH, _) => wire::read_neighbour(payload).map(Removed::Neighbour),
+        _ => None,
+    }
+}
