@@ -1,6 +1,6 @@
 //! Reading and making the parts that all Kubernetes objects share, on plain JSON.
 
-use k8s_openapi::jiff::{Timestamp, Unit};
+use podwire_k8s::k8s_openapi::jiff::{Timestamp, Unit};
 use serde_json::{Map, Value};
 
 /// The text at a JSON pointer; empty when there is none.

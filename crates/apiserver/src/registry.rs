@@ -148,7 +148,7 @@ impl Api {
         options: WriteOptions,
         edit: Edit,
     ) -> Result<Written, Status> {
-        for _ in 0..RETRIES {
+        retried(kind, key, || {
             let old = self.get(kind, key)?;
             let mut shown = old.value().clone();
             if let Some(view) = kind.view {
@@ -160,17 +160,13 @@ impl Api {
             }
             let asked = text(&new, "/metadata/resourceVersion");
             if !asked.is_empty() && asked != old.revision().to_string() {
-                return Err(Status::conflict(kind, &key.name, &StoreError::Modified.to_string()));
+                return Err(modified(kind, key).into());
             }
             meta::update(kind, old.value(), &mut new)?;
             let new = keep_other_part(kind, old.value(), new, part);
-            match self.replace(kind, key, &old, new, options.dry_run) {
-                Ok(object) => return Ok(Written { object, warnings }),
-                Err(Replace::Refused(status)) => return Err(status),
-                Err(Replace::Raced) => {}
-            }
-        }
-        Err(Status::conflict(kind, &key.name, &StoreError::Modified.to_string()))
+            let object = self.replace(kind, key, &old, new, options.dry_run)?;
+            Ok(Written { object, warnings })
+        })
     }
 
     fn replace(
@@ -180,7 +176,7 @@ impl Api {
         old: &Arc<Object>,
         mut new: Value,
         dry_run: bool,
-    ) -> Result<Arc<Object>, Replace> {
+    ) -> Result<Arc<Object>, Failed> {
         (kind.rules.default)(&mut new);
         let mut causes = Causes::new();
         meta::validate(kind, &new, &mut causes);
@@ -188,7 +184,7 @@ impl Api {
         (kind.rules.validate)(&new, &mut causes);
         (kind.rules.transition)(old.value(), &new, &mut causes);
         if !causes.is_empty() {
-            return Err(Replace::Refused(Status::invalid(kind, &key.name, &causes)));
+            return Err(Status::invalid(kind, &key.name, &causes).into());
         }
         if kind.generation {
             new["metadata"]["generation"] = defaults::generation(old.value(), &new).into();
@@ -197,14 +193,19 @@ impl Api {
         if new == *old.value() || dry_run {
             return Ok(if dry_run { Arc::new(Object::new(new, old.revision())) } else { old.clone() });
         }
+        self.settle(kind, key, old, new)
+    }
+
+    /// Stores the next state of an object, or removes it if nothing holds it any more.
+    fn settle(&self, kind: &Kind, key: &Key, old: &Object, new: Value) -> Result<Arc<Object>, Failed> {
         let stored = if may_go(kind, &new) {
             self.store.delete(kind.collection, key, old.revision())
         } else {
             self.store.update(kind.collection, key, old.revision(), new)
         };
         stored.map_err(|error| match error {
-            StoreError::NotFound => Replace::Refused(Status::not_found(kind, &key.name)),
-            StoreError::Modified | StoreError::Exists => Replace::Raced,
+            StoreError::NotFound => Status::not_found(kind, &key.name).into(),
+            StoreError::Modified | StoreError::Exists => Failed::Raced,
         })
     }
 
@@ -215,30 +216,20 @@ impl Api {
         key: &Key,
         edit: &mut dyn FnMut(&mut Value) -> Result<(), Status>,
     ) -> Result<Arc<Object>, Status> {
-        for _ in 0..RETRIES {
+        retried(kind, key, || {
             let old = self.get(kind, key)?;
             let mut new = old.value().clone();
             edit(&mut new)?;
-            let stored = if may_go(kind, &new) {
-                self.store.delete(kind.collection, key, old.revision())
-            } else {
-                self.store.update(kind.collection, key, old.revision(), new)
-            };
-            match stored {
-                Ok(object) => return Ok(object),
-                Err(StoreError::NotFound) => return Err(Status::not_found(kind, &key.name)),
-                Err(_) => {}
-            }
-        }
-        Err(Status::conflict(kind, &key.name, &StoreError::Modified.to_string()))
+            self.settle(kind, key, &old, new)
+        })
     }
 
     /// Removes an object, or marks it as to be removed.
     pub fn delete(&self, kind: &Kind, key: &Key, options: &DeleteOptions) -> Result<Deleted, Status> {
-        for _ in 0..RETRIES {
+        retried(kind, key, || {
             let old = self.get(kind, key)?;
             if kind.kind == "Namespace" && IMMORTAL.contains(&key.name.as_str()) {
-                return Err(Status::forbidden(kind, &key.name, "this namespace may not be deleted"));
+                return Err(Status::forbidden(kind, &key.name, "this namespace may not be deleted").into());
             }
             preconditions(kind, old.value(), options)?;
             let grace = grace_period(kind, old.value(), options.grace);
@@ -255,19 +246,9 @@ impl Api {
                 return Ok(Deleted::Pending(old));
             }
             let gone = may_go(kind, &new);
-            let stored = if gone {
-                self.store.delete(kind.collection, key, old.revision())
-            } else {
-                self.store.update(kind.collection, key, old.revision(), new)
-            };
-            match stored {
-                Ok(object) if gone => return Ok(Deleted::Gone(object)),
-                Ok(object) => return Ok(Deleted::Pending(object)),
-                Err(StoreError::NotFound) => return Err(Status::not_found(kind, &key.name)),
-                Err(_) => {}
-            }
-        }
-        Err(Status::conflict(kind, &key.name, &StoreError::Modified.to_string()))
+            let object = self.settle(kind, key, &old, new)?;
+            Ok(if gone { Deleted::Gone(object) } else { Deleted::Pending(object) })
+        })
     }
 
     /// New objects need a namespace that exists and is not going away.
@@ -316,9 +297,33 @@ impl Api {
     }
 }
 
-enum Replace {
+/// Why one attempt to change an object failed.
+enum Failed {
     Refused(Status),
+    /// Someone else changed the object in between.
     Raced,
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Failed {
+        Failed::Refused(status)
+    }
+}
+
+/// Tries a change again while others are faster, within bounds.
+fn retried<T>(kind: &Kind, key: &Key, mut attempt: impl FnMut() -> Result<T, Failed>) -> Result<T, Status> {
+    for _ in 0..RETRIES {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(Failed::Refused(status)) => return Err(status),
+            Err(Failed::Raced) => {}
+        }
+    }
+    Err(modified(kind, key))
+}
+
+fn modified(kind: &Kind, key: &Key) -> Status {
+    Status::conflict(kind, &key.name, &StoreError::Modified.to_string())
 }
 
 /// Reads a body as an object of `kind`; what it says besides are warnings.

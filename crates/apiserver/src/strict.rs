@@ -47,7 +47,7 @@ fn render(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Service;
+    use podwire_k8s::k8s_openapi::api::core::v1::Service;
     use serde_json::json;
 
     use super::*;

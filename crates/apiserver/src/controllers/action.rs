@@ -1,6 +1,6 @@
 //! What a controller wants done: plain values, carried out by the shell.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     Metadata, api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp,
 };
 use serde::Serialize;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetStatus},
         core::v1::{Node, Pod, PodSpec, Taint, Toleration},
@@ -47,19 +47,7 @@ pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
 }
 
 fn sets_of(world: &World, pod: &Pod) -> Vec<Id> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    match meta::controller_of(&pod.metadata) {
-        Some(owner) if owner.kind == "DaemonSet" => vec![Id::new(Kind::DaemonSet, namespace, &owner.name)],
-        Some(_) => Vec::new(),
-        None => {
-            let sets = world.daemon_sets.in_namespace(namespace);
-            let selecting = sets.filter(|set| {
-                let selector = set.spec.as_ref().map(|spec| &spec.selector);
-                selector.is_some_and(|selector| meta::matches(selector, pod.metadata.labels.as_ref()))
-            });
-            selecting.map(|set| action::id(Kind::DaemonSet, &set.metadata)).collect()
-        }
-    }
+    meta::claimants(Kind::DaemonSet, &world.daemon_sets, &pod.metadata, |set| Some(&set.spec.as_ref()?.selector))
 }
 
 /// One node, whether it should have the daemon, and the daemon's pods there.

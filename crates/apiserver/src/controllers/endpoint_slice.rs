@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::{
         core::v1::Service,
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::core::v1::{ContainerPort, EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, PodSpec, Service},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
     jiff::Timestamp,

@@ -4,12 +4,12 @@
 use std::{collections::HashMap, fmt::Display};
 
 use http::Method;
-use k8s_openapi::{
+use kube::Client;
+use podwire_k8s::k8s_openapi::{
     api::core::v1::{Event, EventSource},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
     jiff::Timestamp,
 };
-use kube::Client;
 use podwire_k8s::kube;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;

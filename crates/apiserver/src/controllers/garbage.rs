@@ -1,7 +1,7 @@
 //! Owners and what they own: dependents follow their last owner, precede it (`foregroundDeletion`), or are let go
 //! (`orphan`).
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use podwire_k8s::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     Metadata,
     api::core::v1::{NodeSelectorRequirement, ObjectReference, PodTemplateSpec},
     apimachinery::pkg::{
@@ -12,7 +12,10 @@ use k8s_openapi::{
 };
 use serde_json::Value;
 
-use super::{action::to_json, world::Kind};
+use super::{
+    action::{self, to_json},
+    world::{Id, Kind, Store},
+};
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -129,6 +132,25 @@ pub fn claim<'a, K: Metadata<Ty = ObjectMeta>>(
     claim
 }
 
+/// The objects of `kind` that a change of `candidate` concerns: its controller, or all that select it if it has none.
+pub fn claimants<K: Metadata<Ty = ObjectMeta>>(
+    kind: Kind,
+    all: &Store<K>,
+    candidate: &ObjectMeta,
+    selector: impl Fn(&K) -> Option<&LabelSelector>,
+) -> Vec<Id> {
+    let namespace = candidate.namespace.as_deref().unwrap_or_default();
+    match controller_of(candidate) {
+        Some(owner) if owner.kind == kind.name() => vec![Id::new(kind, namespace, &owner.name)],
+        Some(_) => Vec::new(),
+        None => {
+            let selects = |owner: &&_| selector(owner).is_some_and(|s| matches(s, candidate.labels.as_ref()));
+            let owners = all.in_namespace(namespace).map(AsRef::as_ref).filter(selects);
+            owners.map(|owner: &K| action::id(kind, owner.metadata())).collect()
+        }
+    }
+}
+
 /// The metadata with the owner `owner` added as controller.
 pub fn adopted(kind: Kind, owner: &ObjectMeta, meta: &ObjectMeta) -> ObjectMeta {
     let mut meta = meta.clone();
@@ -216,6 +238,7 @@ fn hash_json(json: &Value, hash: &mut Fnv) {
 
 #[cfg(test)]
 mod tests {
+    use podwire_k8s::k8s_openapi::api::core::v1::Pod;
     use serde_json::{from_value, json};
 
     use super::*;
@@ -281,7 +304,7 @@ mod tests {
     fn an_owner_keeps_adopts_and_releases() {
         let owner = ObjectMeta { uid: Some("1".into()), ..Default::default() };
         let selector = from_value(json!({"matchLabels": {"app": "web"}})).unwrap();
-        let pod = |name: &str, app: &str, owner: Option<&str>| -> k8s_openapi::api::core::v1::Pod {
+        let pod = |name: &str, app: &str, owner: Option<&str>| -> Pod {
             let owners = owner
                 .map(|uid| json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]));
             from_value(json!({"metadata": {"name": name, "labels": {"app": app}, "ownerReferences": owners}})).unwrap()
@@ -294,9 +317,7 @@ mod tests {
             pod("other", "db", None),
         ];
         let claim = claim(&owner, &selector, pods.iter());
-        let names = |of: &[&k8s_openapi::api::core::v1::Pod]| -> Vec<String> {
-            of.iter().filter_map(|p| p.metadata.name.clone()).collect()
-        };
+        let names = |of: &[&Pod]| -> Vec<String> { of.iter().filter_map(|p| p.metadata.name.clone()).collect() };
         assert_eq!(names(&claim.owned), ["owned"]);
         assert_eq!(names(&claim.adopt), ["adopt"]);
         assert_eq!(names(&claim.release), ["release"]);

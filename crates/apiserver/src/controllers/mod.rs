@@ -8,7 +8,7 @@
 //! Reading order: `world` (what is known), `action` (what can be done), any controller, `shell`.
 
 use ipnet::IpNet;
-use k8s_openapi::jiff::Timestamp;
+use podwire_k8s::k8s_openapi::jiff::Timestamp;
 
 mod action;
 mod apply;

@@ -1,6 +1,6 @@
 //! Namespaces: a `default` ServiceAccount and the cluster's CA in each; all contents deleted before a namespace goes.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::core::v1::{ConfigMap, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };

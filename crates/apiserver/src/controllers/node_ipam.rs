@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
+use podwire_k8s::k8s_openapi::api::core::v1::Node;
 
 use super::{
     Context,

@@ -1,6 +1,6 @@
 //! Whether nodes are alive: a node whose Lease is stale is `Unknown`, and what a node's conditions say becomes taints.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::core::v1::{Node, NodeCondition, NodeStatus, PodCondition, Taint},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},

@@ -1,6 +1,6 @@
 //! What the scheduler and the DaemonSet controller ask about a node: would it take this pod?
 
-use k8s_openapi::api::core::v1::{Affinity, Node, NodeSelectorTerm, PodSpec, Taint, Toleration};
+use podwire_k8s::k8s_openapi::api::core::v1::{Affinity, Node, NodeSelectorTerm, PodSpec, Taint, Toleration};
 
 use super::meta;
 

@@ -1,6 +1,6 @@
 //! What several controllers ask about a pod, and how they make one.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodStatus, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::{SignedDuration, Timestamp},

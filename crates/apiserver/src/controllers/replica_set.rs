@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::{
         apps::v1::{ReplicaSet, ReplicaSetSpec, ReplicaSetStatus},
         core::v1::Pod,
@@ -35,19 +35,7 @@ pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
 }
 
 fn sets_of(world: &World, pod: &Pod) -> Vec<Id> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    match meta::controller_of(&pod.metadata) {
-        Some(owner) if owner.kind == "ReplicaSet" => vec![Id::new(Kind::ReplicaSet, namespace, &owner.name)],
-        Some(_) => Vec::new(),
-        None => {
-            let sets = world.replica_sets.in_namespace(namespace);
-            let selecting = sets.filter(|set| {
-                let selector = set.spec.as_ref().map(|spec| &spec.selector);
-                selector.is_some_and(|selector| meta::matches(selector, pod.metadata.labels.as_ref()))
-            });
-            selecting.map(|set| action::id(Kind::ReplicaSet, &set.metadata)).collect()
-        }
-    }
+    meta::claimants(Kind::ReplicaSet, &world.replica_sets, &pod.metadata, |set| Some(&set.spec.as_ref()?.selector))
 }
 
 /// Adopts, creates and deletes pods, and reports the status.

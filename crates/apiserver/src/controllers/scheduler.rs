@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::core::v1::{Node, Pod, PodCondition, PodSpec, Taint},
     apimachinery::pkg::apis::meta::v1::Time,
 };

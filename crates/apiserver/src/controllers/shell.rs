@@ -13,7 +13,7 @@ use futures_util::{
     future::join_all,
     stream::{FuturesUnordered, SelectAll},
 };
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use podwire_k8s::k8s_openapi::jiff::{SignedDuration, Timestamp};
 use podwire_k8s::{Client, Event, kube, watch};
 use serde::de::DeserializeOwned;
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     Metadata, Resource as ApiResource,
     api::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet},

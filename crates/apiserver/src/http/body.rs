@@ -96,7 +96,7 @@ pub(super) async fn drain(body: &mut Incoming) {
 
 /// Reads a body as an object, whichever way it is encoded. `null` when there is none.
 pub(super) async fn read_object(request: &mut Request<Incoming>) -> Result<Value, Status> {
-    let kind = content_type(&request);
+    let kind = content_type(request);
     let bytes = read(request).await?;
     match kind.as_str() {
         _ if bytes.is_empty() => Ok(Value::Null),

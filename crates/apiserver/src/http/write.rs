@@ -60,7 +60,7 @@ pub(super) async fn patch(
 
 /// Reads a patch of any kind.
 pub(super) async fn read_patch(request: &mut Request<Incoming>) -> Result<Patch, Status> {
-    let kind = body::content_type(&request);
+    let kind = body::content_type(request);
     Patch::parse(&kind, &body::read(request).await?)
 }
 

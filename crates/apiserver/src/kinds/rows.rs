@@ -1,4 +1,4 @@
-use k8s_openapi::api::{
+use podwire_k8s::k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet},
     coordination::v1::Lease,
     core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount},

@@ -9,7 +9,7 @@ mod wire;
 use std::{collections::HashMap, sync::OnceLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use k8s_openapi::jiff::Timestamp;
+use podwire_k8s::k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use self::wire::{Reader, Wire};

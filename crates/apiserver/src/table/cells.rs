@@ -1,6 +1,6 @@
 //! Cells that several kinds share.
 
-use k8s_openapi::jiff::Timestamp;
+use podwire_k8s::k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{

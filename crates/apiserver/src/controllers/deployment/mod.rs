@@ -4,7 +4,7 @@
 //! - `rollout`: how many replicas each ReplicaSet should have now;
 //! - `status`: what the Deployment reports.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -42,19 +42,7 @@ pub(super) fn concerns(world: &World, change: &Change) -> Vec<Id> {
 }
 
 fn deployments_of(world: &World, set: &ReplicaSet) -> Vec<Id> {
-    let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-    match meta::controller_of(&set.metadata) {
-        Some(owner) if owner.kind == "Deployment" => vec![Id::new(Kind::Deployment, namespace, &owner.name)],
-        Some(_) => Vec::new(),
-        None => {
-            let all = world.deployments.in_namespace(namespace);
-            let selecting = all.filter(|deployment| {
-                let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
-                selector.is_some_and(|selector| meta::matches(selector, set.metadata.labels.as_ref()))
-            });
-            selecting.map(|deployment| action::id(Kind::Deployment, &deployment.metadata)).collect()
-        }
-    }
+    meta::claimants(Kind::Deployment, &world.deployments, &set.metadata, |d| Some(&d.spec.as_ref()?.selector))
 }
 
 /// A Deployment with its ReplicaSets, oldest first.

@@ -1,6 +1,6 @@
 //! Which ReplicaSet belongs to a template, and what is written on it.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::{
         apps::v1::{DeploymentSpec, ReplicaSet, ReplicaSetSpec},
         core::v1::PodTemplateSpec,

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use podwire_k8s::k8s_openapi::api::apps::v1::ReplicaSet;
 
 use super::{View, available, replicas, revision};
 

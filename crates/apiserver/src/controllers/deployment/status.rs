@@ -1,6 +1,6 @@
 //! What a Deployment reports: counts and the conditions that `kubectl rollout status` and `kubectl wait` read.
 
-use k8s_openapi::{
+use podwire_k8s::k8s_openapi::{
     api::apps::v1::{DeploymentCondition, DeploymentStatus, ReplicaSet},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},

@@ -1,6 +1,6 @@
 //! Which pod goes where, and which pod goes first.
 
-use k8s_openapi::jiff::SignedDuration;
+use podwire_k8s::k8s_openapi::jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::{

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::StreamExt;
 use http::Method;
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use podwire_k8s::k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use podwire_k8s::{Client, Event, kube, watch};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command, task::JoinSet};
