@@ -62,6 +62,12 @@ fn namespaces(state: &State, machine: &str) -> Result<Vec<Namespace>> {
         return Err(Error::Invalid(format!("lab {lab} has no {machine:?}; it has {names}, {UNDERLAY_NAME}")));
     };
     let directory = process(found.pid).join("ns");
+    if !directory.exists() {
+        return Err(Error::Failed(format!(
+            "the process of {machine} has ended, and no machine is started again; for a whole lab: podwire lab down \
+             --name {lab}, then podwire lab up --name {lab}"
+        )));
+    }
     [Kind::Net, Kind::Uts, Kind::Ipc, Kind::Pid, Kind::Mount]
         .into_iter()
         .map(|kind| Ok(Namespace::open(&directory.join(kind.file_name()))?))

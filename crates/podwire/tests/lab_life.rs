@@ -43,6 +43,7 @@ fn up_works_and_down_leaves_nothing() {
     {
         assert!(status.contains(expected), "{expected:?} is not in\n{status}");
     }
+    status_is_json_for_scripts(&lab);
     let listed = text(&podwire().args(["lab", "list"]).output().unwrap().stdout);
     assert!(listed.contains(&format!("{}\trunning", lab.name)), "{listed}");
 
@@ -79,8 +80,28 @@ fn machines_are_what_they_should_be(lab: &Lab) {
         let (found, _) = lab.exec("node2", &["test", "-e", &format!("{directory}/podwire-mark")]);
         assert!(!found, "{directory} is shared among nodes");
     }
+    let (listed, ports) = lab.exec("underlay", &["bridge", "link"]);
+    assert!(listed && ports.contains("node2@") && ports.contains("master br0"), "{ports}");
     let (listed, nodes) = lab.exec("node2", &["kubectl", "get", "nodes", "-o", "name"]);
     assert!(listed && nodes.contains("node/node1"), "a node has a kubeconfig that works there: {nodes}");
+}
+
+fn status_is_json_for_scripts(lab: &Lab) {
+    // Without --name, the environment says which lab.
+    let output = podwire().args(["lab", "status", "--json"]).env("PODWIRE_LAB", &lab.name).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["name"], lab.name.as_str());
+    assert!(status["api_url"].as_str().unwrap().starts_with("https://127.0.0.1:"), "{status}");
+    let machines: Vec<_> = status["machines"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+    assert_eq!(machines, ["node1", "node2", "client"]);
+    let agents = status["processes"].as_array().unwrap().iter();
+    let proxies: Vec<_> = agents.filter(|process| process["name"] == "kube-proxy").collect();
+    assert_eq!(proxies.len(), 2, "{status}");
+    for proxy in proxies {
+        let kilobytes = |key: &str| proxy[key].as_u64().unwrap();
+        assert!(kilobytes("rss_kb") >= kilobytes("pss_kb") && kilobytes("pss_kb") > 0, "{proxy}");
+        assert!(proxy["machine"].as_str().unwrap().starts_with("node"), "{proxy}");
+    }
 }
 
 fn commands_keep_their_streams_and_exit_codes(lab: &Lab) {
@@ -94,7 +115,7 @@ fn commands_keep_their_streams_and_exit_codes(lab: &Lab) {
     let unknown = lab.run("exec", &["node9", "--", "true"]);
     assert!(!unknown.status.success());
     assert!(
-        text(&unknown.stderr).contains("has no \"node9\"; it has node1, node2, client"),
+        text(&unknown.stderr).contains("has no \"node9\"; it has node1, node2, client, underlay"),
         "{}",
         text(&unknown.stderr)
     );

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Event, Node, Pod};
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use podwire_apiserver::{
     Server,
@@ -235,11 +235,11 @@ impl Fixture {
         panic!("the node hung up");
     }
 
-    /// Creates a ConfigMap with one key.
-    pub async fn create_config_map(&self, name: &str, key: &str, value: &str) {
+    /// Creates or changes a ConfigMap with one key.
+    pub async fn put_config_map(&self, name: &str, key: &str, value: &str) {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
-        let map = serde_json::from_value(json!({"metadata": {"name": name}, "data": {key: value}})).unwrap();
-        api.create(&PostParams::default(), &map).await.unwrap();
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {key: value}});
+        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(map)).await.unwrap();
     }
 
     /// The first processes of the node's containers.

@@ -4,7 +4,7 @@
 
 mod fixture;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fixture::{Fixture, MYAPP, until};
 use podwire_apiserver::remote::{ExecOutput, ExecRequest, LogRequest};
@@ -148,7 +148,11 @@ async fn probes_decide_on_ready_and_on_restarts() {
 #[tokio::test]
 async fn what_crashes_is_restarted_with_back_off_and_what_ends_is_done() {
     let fixture = fixture!("restart");
-    let crash = json!({"containers": [{"name": "c", "image": "x", "command": ["sh", "-c", "echo run; exit 3"]}]});
+    let crash = json!({
+        "containers": [{"name": "c", "image": "x", "command": ["sh", "-c", "echo >> /data/x; wc -l < /data/x; exit 3"],
+                        "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+        "volumes": [{"name": "data", "emptyDir": {}}],
+    });
     fixture.create("crash", crash).await;
     let done = json!({
         "restartPolicy": "Never",
@@ -171,9 +175,9 @@ async fn what_crashes_is_restarted_with_back_off_and_what_ends_is_done() {
     let last = status.last_state.unwrap().terminated.unwrap();
     assert_eq!((last.exit_code, last.reason.as_deref()), (3, Some("Error")));
     assert!(status.state.unwrap().waiting.unwrap().message.unwrap().starts_with("back-off 10s restarting"));
-    assert_eq!(fixture.logs(fixture.log_of("crash", "c")).await, "run\n");
+    assert_eq!(fixture.logs(fixture.log_of("crash", "c")).await, "2\n");
     let previous = LogRequest { previous: true, ..fixture.log_of("crash", "c") };
-    assert_eq!(fixture.logs(previous).await, "run\n");
+    assert_eq!(fixture.logs(previous).await, "2\n", "the run that lastState tells of");
 
     until("the other has succeeded", || async {
         (fixture.pod("done").await?.status?.phase? == "Succeeded").then_some(())
@@ -235,11 +239,13 @@ async fn hooks_run_and_force_cuts_a_long_goodbye_short() {
 }
 
 #[tokio::test]
-async fn a_missing_config_map_holds_a_container_up_until_it_is_there() {
+async fn a_missing_config_map_holds_a_container_up_and_an_edited_one_is_seen_soon() {
     let fixture = fixture!("config");
-    let pod = json!({"containers": [{
+    fixture.put_config_map("live", "x", "one").await;
+    let pod = json!({"volumes": [{"name": "live", "configMap": {"name": "live"}}], "containers": [{
         "name": "c", "image": MYAPP,
         "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "x"}}}],
+        "volumeMounts": [{"name": "live", "mountPath": "/data"}],
         "readinessProbe": {"httpGet": {"port": 80, "path": "/hostname.html"}, "periodSeconds": 1},
     }]});
     let pod = fixture.create("waits", pod).await;
@@ -249,9 +255,17 @@ async fn a_missing_config_map_holds_a_container_up_until_it_is_there() {
     })
     .await;
     assert_eq!(message, "configmap \"late\" not found");
-    fixture.create_config_map("late", "x", "here").await;
+    fixture.put_config_map("late", "x", "here").await;
     fixture.ready(&pod).await;
     assert_eq!(fixture.exec("waits", "c", &["sh", "-c", "echo $X"], b"").await.0, "here\n");
+    assert_eq!(fixture.exec("waits", "c", &["cat", "/data/x"], b"").await.0, "one");
+    fixture.put_config_map("live", "x", "two").await;
+    let edited = Instant::now();
+    until("the mounted file has changed", || async {
+        (fixture.exec("waits", "c", &["cat", "/data/x"], b"").await.0 == "two").then_some(())
+    })
+    .await;
+    assert!(edited.elapsed() < Duration::from_secs(2), "{:?}", edited.elapsed());
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -60,6 +60,32 @@ impl Lab {
         (output.status.success(), text(&output.stdout) + &text(&output.stderr))
     }
 
+    /// Runs kubectl on the lab, which must succeed; returns what it printed.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl_command(arguments).output().unwrap();
+        assert!(output.status.success(), "kubectl {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// kubectl on the lab, to be run from the folder of the workspace.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(self.directory().join("kubeconfig")).args(arguments);
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        command
+    }
+
+    /// Waits until the demo's Deployment is as it should be.
+    pub fn rolled_out(&self) {
+        self.kubectl(&["rollout", "status", "deployment/demo2", "--timeout=30s"]);
+    }
+
+    /// What `examples/ask.sh` says in the end; it asks `url` from a machine until its `/tmp/stop` appears.
+    pub fn ask(&self, machine: &str, url: &str) -> Child {
+        let mut command = self.command("exec", &[machine, "--", "sh", "-s", url]);
+        asking(&mut command)
+    }
+
     /// The lab's directory.
     pub fn directory(&self) -> PathBuf {
         Path::new("/run/podwire/lab").join(&self.name)
@@ -88,6 +114,17 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.run("down", &[]);
     }
+}
+
+/// Starts a command that runs `examples/ask.sh` from its standard input.
+pub fn asking(command: &mut Command) -> Child {
+    let script = fs::File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/ask.sh")).unwrap();
+    command.stdin(script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Kills a process of a lab.
+pub fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
 }
 
 /// The `podwire` that was built for this test.
