@@ -228,7 +228,9 @@ pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|error| Error::io("create folder", folder, error))?;
     }
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    // The whole name in it: `with_extension` would take the end of an address for an extension. A leading dot hides it.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let written = fs::write(&temporary, contents).and_then(|()| fs::rename(&temporary, path));
     written.map_err(|error| {
         _ = fs::remove_file(&temporary);

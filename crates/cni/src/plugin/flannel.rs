@@ -81,7 +81,7 @@ impl Plugin for Flannel {
         }
         let entries = fs::read_dir(&config.data_dir).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let stale = names.filter(|name| !valid.iter().any(|(id, _)| id == name));
+        let stale = names.filter(|name| !valid.iter().any(|(id, _)| id == name) && is_of(&config, name, &call.network));
         results.extend(stale.map(|id| forget(&config, &id)));
         all(results)
     }
@@ -160,6 +160,12 @@ fn kept(config: &Config, container_id: &str) -> Result<Option<Map<String, Value>
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", &path, error)),
     }
+}
+
+/// Whether a kept configuration is of `network`: others may keep theirs in the same folder.
+fn is_of(config: &Config, container_id: &str, network: &str) -> bool {
+    let kept = kept(config, container_id).ok().flatten();
+    kept.is_some_and(|delegate| delegate.get("name").and_then(Value::as_str) == Some(network))
 }
 
 fn forget(config: &Config, container_id: &str) -> Result<()> {

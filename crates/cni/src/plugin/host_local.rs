@@ -1,4 +1,5 @@
 mod config;
+mod reclaim;
 mod store;
 
 #[cfg(test)]
@@ -8,6 +9,7 @@ use std::net::IpAddr;
 
 use self::{
     config::{Ipam, Range, RangeSet},
+    reclaim::reclaim,
     store::Store,
 };
 use super::Plugin;
@@ -74,7 +76,12 @@ fn allocate(call: &Call, ipam: &Ipam, store: &Store, taken: &mut Vec<IpAddr>) ->
         let wanted = requested.iter().position(|ip| set.range_of(*ip).is_some()).map(|at| requested.remove(at));
         let (ip, range) = match wanted {
             Some(ip) => (ip, reserve_requested(store, set, ip, (id, ifname))?),
-            None => reserve_next(store, set, number, (id, ifname))?,
+            None => match reserve_next(store, set, number, (id, ifname)) {
+                Err(Error::NoAddress(_)) if reclaim(store, &ipam.data_dir, &call.network)? > 0 => {
+                    reserve_next(store, set, number, (id, ifname))?
+                }
+                reserved => reserved?,
+            },
         };
         taken.push(ip);
         store.set_last(number, ip)?;

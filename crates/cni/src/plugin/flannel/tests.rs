@@ -113,3 +113,21 @@ fn an_add_that_fails_leaves_no_file_and_del_without_one_succeeds() {
     assert!(!folder.path().join("flannel/box").exists());
     Flannel.del(&call(Verb::Del, "box", &config).unwrap()).unwrap();
 }
+
+#[test]
+fn gc_forgets_the_containers_of_its_own_network_only() {
+    let folder = Folder::new();
+    let mut config = config(&folder);
+    config["cniVersion"] = json!("1.1.0");
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "stays", "ifname": "eth0"}]);
+    let keep = |id: &str, network: &str| {
+        let kept = json!({"name": network, "type": "bridge"}).to_string();
+        write_whole(&folder.path().join("flannel").join(id), kept.as_bytes()).unwrap();
+    };
+    keep("stays", "cbr0");
+    keep("gone", "cbr0");
+    keep("of-another", "other");
+    Flannel.gc(&call(Verb::Gc, "", &config).unwrap()).unwrap();
+    let left = |id: &str| folder.path().join("flannel").join(id).exists();
+    assert_eq!((left("stays"), left("gone"), left("of-another")), (true, false, true));
+}

@@ -25,6 +25,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Container id and interface, where both are known.
+    pub fn owner(&self) -> Option<(&str, &str)> {
+        Some((&self.container_id, self.ifname.as_deref()?))
+    }
+
     pub fn belongs_to(&self, container_id: &str, ifname: &str) -> bool {
         self.container_id == container_id && self.ifname.as_deref().is_none_or(|own| own == ifname)
     }

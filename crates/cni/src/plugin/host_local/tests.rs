@@ -128,6 +128,30 @@ fn gc_keeps_what_is_valid() {
 }
 
 #[test]
+fn addresses_of_containers_that_are_gone_are_taken_when_no_other_is_left() {
+    let folder = Folder::new();
+    let full = json!({"subnet": "10.1.0.0/29", "dataDir": folder.path().join("networks")});
+    let config = config(&folder, full);
+    for container in ["lives", "crashed", "unknown", "rebooted", "late"] {
+        add(&config, container).unwrap();
+    }
+    assert_eq!(add(&config, "new").unwrap_err().code(), 102);
+    let cache = |container: &str, sandbox: &str| {
+        let result = json!({"interfaces": [{"name": "cni0"}, {"name": "eth0", "sandbox": sandbox}]});
+        let path = folder.path().join("results").join(format!("net-{container}-eth0"));
+        crate::runtime::write_whole(&path, json!({"result": result}).to_string().as_bytes()).unwrap();
+    };
+    cache("lives", "/proc/self/ns/net");
+    cache("crashed", "/run/netns/podwire-no-such-namespace");
+    cache("rebooted", "/proc/0/ns/net");
+    fs::write(folder.path().join("results/net-late-eth0"), "{half a file").unwrap();
+    assert_eq!(add(&config, "new").unwrap(), ["10.1.0.3/29"]);
+    assert_eq!(add(&config, "newer").unwrap(), ["10.1.0.5/29"]);
+    assert_eq!(add(&config, "newest").unwrap_err().code(), 102);
+    HostLocal.check(&call(Verb::Check, "lives", &config).unwrap()).unwrap();
+}
+
+#[test]
 fn configurations_that_make_no_sense_are_refused() {
     let folder = Folder::new();
     for (ipam, complaint) in [
