@@ -1,21 +1,9 @@
-use std::{net::IpAddr, process::Command, thread};
+use std::{net::IpAddr, process::Command};
 
 use podwire_model::Family::{V4, V6};
 
 use super::*;
-use crate::ns;
-
-/// Runs `test` in a thread with a network namespace of its own. Without the capability: fails in CI, says so elsewhere.
-fn in_namespace(test: impl FnOnce() + Send) {
-    thread::scope(|scope| {
-        let worker = scope.spawn(|| match ns::unshare(&[ns::Kind::Net]) {
-            Ok(()) => test(),
-            Err(error) if std::env::var_os("CI").is_some() => panic!("no network namespace: {error}"),
-            Err(error) => eprintln!("not tested: {error}"),
-        });
-        worker.join().unwrap();
-    });
-}
+use crate::test_support::in_new_netns;
 
 fn nft(arguments: &[&str]) -> String {
     let output = Command::new("nft").args(arguments).output().expect("nft is installed");
@@ -155,7 +143,7 @@ const LISTED: &str = r#"table ip sample {
 
 #[test]
 fn nft_lists_what_was_committed_as_its_own() {
-    in_namespace(|| {
+    in_new_netns(|| {
         let (_, batch) = sample();
         Kernel::open().unwrap().commit(&batch).unwrap();
         assert_eq!(nft(&["list", "table", "ip", "sample"]), LISTED);
@@ -164,7 +152,7 @@ fn nft_lists_what_was_committed_as_its_own() {
 
 #[test]
 fn the_kernel_and_the_fake_list_the_same() {
-    in_namespace(|| {
+    in_new_netns(|| {
         let (table, batch) = sample();
         let mut kernel = Kernel::open().unwrap();
         let mut fake = Fake::new();
@@ -220,6 +208,20 @@ fn refusals() -> Vec<(&'static str, Batch, i32)> {
         ("element twice", build(&|b| b.add_elements(&table, "endpoints", vec![element(1)])), libc::EEXIST),
         ("missing element", build(&|b| b.delete_elements(&table, "endpoints", vec![element(9)])), libc::ENOENT),
         ("chain in use", build(&|b| b.delete_chain(&table, "pick-3")), libc::EBUSY),
+        ("flush of an unknown chain", build(&|b| b.flush_chain(&table, "none")), libc::ENOENT),
+        ("unknown rule", build(&|b| b.delete_rule(&table, "to-mark", 9999)), libc::ENOENT),
+        ("unknown chain", build(&|b| b.delete_chain(&table, "none")), libc::ENOENT),
+        ("unknown set deleted", build(&|b| b.delete_set(&table, "none")), libc::ENOENT),
+        (
+            "set of another type",
+            build(&|b| b.add_set(&table, Set { name: "hairpin".into(), ..services(V4) })),
+            libc::EEXIST,
+        ),
+        (
+            "jump to a base chain",
+            build(&|b| b.add_rule(&table, "to-mark", Rule::new(V4).jump("forward"))),
+            libc::EOPNOTSUPP,
+        ),
         ("set in use", build(&|b| b.delete_set(&table, "endpoints")), libc::EBUSY),
         (
             "key too short",
@@ -234,7 +236,7 @@ fn refusals() -> Vec<(&'static str, Batch, i32)> {
 
 #[test]
 fn the_kernel_and_the_fake_refuse_the_same_and_change_nothing() {
-    in_namespace(|| {
+    in_new_netns(|| {
         let (table, base) = sample();
         let mut kernel = Kernel::open().unwrap();
         let mut fake = Fake::new();
@@ -260,7 +262,7 @@ fn the_kernel_and_the_fake_refuse_the_same_and_change_nothing() {
 
 #[test]
 fn a_full_set_is_refused_until_its_size_is_raised() {
-    in_namespace(|| {
+    in_new_netns(|| {
         let table = Table::new(Family::Ip6, "full");
         let element = |index| Element {
             key: Value::concat(&[addr("fd00::1"), Datum::Proto(6), Datum::Port(80), Datum::Mark(index)]),
@@ -288,7 +290,7 @@ fn a_full_set_is_refused_until_its_size_is_raised() {
 
 #[test]
 fn a_hundred_thousand_elements_fit_one_transaction() {
-    in_namespace(|| {
+    in_new_netns(|| {
         let table = Table::new(Family::Ip, "large");
         let mut batch = Batch::new();
         batch.add_table(&table, None);
