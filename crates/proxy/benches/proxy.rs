@@ -27,7 +27,7 @@ use podwire_testkit::{
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// Services, and endpoints of each; the last is the size of the largest clusters that kube-proxy is measured with.
+/// Services, and endpoints of each: small, usual, and a very large cluster.
 const SIZES: &[[u32; 2]] = &[[100, 10], [1000, 10], [5006, 50]];
 /// How many Services are changed, one after the other.
 const CHANGES: u32 = 100;
