@@ -140,7 +140,8 @@ impl AsFd for Namespace {
     }
 }
 
-fn on_a_thread<T: Send, E: From<Error> + Send>(f: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
+/// Runs `f` on a thread of its own, whose namespaces go with it.
+pub(crate) fn on_a_thread<T: Send, E: From<Error> + Send>(f: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
     thread::scope(|scope| {
         let thread =
             thread::Builder::new().spawn_scoped(scope, f).map_err(|error| Error::io("start a thread", error))?;

@@ -1,11 +1,252 @@
-//! The attributes of each expression (`NFTA_*` of its kind).
+//! Expressions over registers: what a rule is made of, and the attributes of each (`NFTA_*` of its kind).
 
-use podwire_model::Family;
+use podwire_model::{Family, Name};
 
 use super::{
-    Ct, Expr, Header, Is, Meta, Reg, RejectWith, Side, Verdict,
+    Value, Verdict,
     encode::{Writer, nfproto, push_verdict},
 };
+
+/// One of the sixteen 4-byte registers that a rule's expressions work with, 0 to 15. A wider value takes several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reg(pub u8);
+
+impl Reg {
+    /// Registers for a scratch address of either family, beyond every key in use.
+    pub(super) const SCRATCH: Self = Self(12);
+
+    pub(super) const fn after(self, bytes: usize) -> Self {
+        Self(self.0 + bytes.div_ceil(4) as u8)
+    }
+}
+
+/// Which header a payload offset counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Header {
+    /// The IP header.
+    Network,
+    /// The TCP, UDP or SCTP header.
+    Transport,
+}
+
+/// What can be read about a packet besides its bytes (`NFT_META_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Meta {
+    /// The packet mark, 4 bytes, machine order.
+    Mark,
+    /// Name of the interface it came in by, 16 bytes, zero padded.
+    InputName,
+    /// Name of the interface it leaves by, 16 bytes, zero padded.
+    OutputName,
+    /// Protocol family, 1 byte.
+    NfProto,
+    /// Transport protocol, 1 byte.
+    L4Proto,
+}
+
+/// What can be read about a packet's connection (`NFT_CT_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ct {
+    /// State bits: 1 invalid, 2 established, 4 related, 8 new.
+    State,
+    /// Status bits (`IPS_*`), for example 0x20 for "destination translated".
+    Status,
+}
+
+/// Whether a comparison asks for equality.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Is {
+    /// Equal, in.
+    Equal,
+    /// Not equal, not in.
+    Not,
+}
+
+/// An address of the packet, for expressions that look at one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The source address.
+    Source,
+    /// The destination address.
+    Destination,
+}
+
+/// Flags of address translation (`NF_NAT_RANGE_*`).
+pub mod nat_flags {
+    /// Choose ports at random where needed (`random`).
+    pub const RANDOM: u32 = 0x4;
+    /// Choose ports at random always (`fully-random`).
+    pub const FULLY_RANDOM: u32 = 0x10;
+}
+
+/// How a refused packet is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RejectWith {
+    /// ICMP or ICMPv6 port unreachable: the caller sees "connection refused" at once.
+    PortUnreachable(Family),
+    /// TCP reset; for TCP packets only.
+    TcpReset,
+}
+
+/// One expression, as the kernel evaluates it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// Loads bytes of the packet.
+    Payload {
+        /// Where the offset counts from.
+        header: Header,
+        /// Bytes from there.
+        offset: u32,
+        /// How many bytes.
+        length: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads a fact about the packet.
+    Meta {
+        /// Which.
+        key: Meta,
+        /// Where to.
+        to: Reg,
+    },
+    /// Sets the packet mark.
+    SetMark {
+        /// From where.
+        from: Reg,
+    },
+    /// Loads a fact about the connection.
+    Ct {
+        /// Which.
+        key: Ct,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the kind of an address in this machine's routing tables (`RTN_*`, 2 is local), 4 bytes, machine order.
+    FibType {
+        /// Which address.
+        side: Side,
+        /// Where to.
+        to: Reg,
+    },
+    /// `to = (from & mask) ^ xor`.
+    Bitwise {
+        /// From where.
+        from: Reg,
+        /// Where to.
+        to: Reg,
+        /// As long as the value.
+        mask: Value,
+        /// As long as the value.
+        xor: Value,
+    },
+    /// Goes on only if the register compares so with the value.
+    Cmp {
+        /// The comparison.
+        is: Is,
+        /// Which register.
+        register: Reg,
+        /// The value.
+        value: Value,
+    },
+    /// Loads a random number.
+    Random {
+        /// The number is smaller than this, before the offset is added.
+        modulus: u32,
+        /// Added to the number.
+        offset: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads a hash (Jenkins) of a register.
+    Hash {
+        /// What to hash.
+        from: Reg,
+        /// How many bytes.
+        length: u32,
+        /// The hash is smaller than this, before the offset is added.
+        modulus: u32,
+        /// Added to the hash.
+        offset: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Goes on only if the key is (not) in the set.
+    InSet {
+        /// The set.
+        set: Name,
+        /// Where the key begins.
+        key: Reg,
+        /// In, or not in.
+        is: Is,
+    },
+    /// Loads what the key maps to; the rule ends if it maps to nothing.
+    Map {
+        /// The map.
+        map: Name,
+        /// Where the key begins.
+        key: Reg,
+        /// Where to.
+        to: Reg,
+    },
+    /// Takes the verdict that the key maps to; the rule ends if it maps to nothing.
+    VerdictMap {
+        /// The verdict map.
+        map: Name,
+        /// Where the key begins.
+        key: Reg,
+    },
+    /// Ends the rule with a verdict.
+    Verdict(Verdict),
+    /// Translates the destination.
+    Dnat {
+        /// Family of the new address.
+        family: Family,
+        /// Where the new address is.
+        address: Reg,
+        /// Where the new port is.
+        port: Reg,
+    },
+    /// Translates the source to the address of the outgoing interface.
+    Masquerade {
+        /// See [`nat_flags`].
+        flags: u32,
+    },
+    /// Refuses the packet with an answer.
+    Reject(RejectWith),
+    /// Counts packets and bytes.
+    Counter,
+}
+
+impl Expr {
+    /// The kernel's name of the expression.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Payload { .. } => "payload",
+            Self::Meta { .. } | Self::SetMark { .. } => "meta",
+            Self::Ct { .. } => "ct",
+            Self::FibType { .. } => "fib",
+            Self::Bitwise { .. } => "bitwise",
+            Self::Cmp { .. } => "cmp",
+            Self::Random { .. } => "numgen",
+            Self::Hash { .. } => "hash",
+            Self::InSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
+            Self::Verdict(_) => "immediate",
+            Self::Dnat { .. } => "nat",
+            Self::Masquerade { .. } => "masq",
+            Self::Reject(_) => "reject",
+            Self::Counter => "counter",
+        }
+    }
+
+    /// The set or map that it looks into.
+    pub const fn set(&self) -> Option<&Name> {
+        match self {
+            Self::InSet { set, .. } => Some(set),
+            Self::Map { map, .. } | Self::VerdictMap { map, .. } => Some(map),
+            _ => None,
+        }
+    }
+}
 
 const VERDICT_REGISTER: u32 = 0;
 

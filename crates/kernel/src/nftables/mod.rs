@@ -31,13 +31,14 @@ mod rule;
 mod uapi;
 
 pub use batch::{Action, Batch};
+pub use expr::{Ct, Expr, Header, Is, Meta, Reg, RejectWith, Side, nat_flags};
 pub use fake::{ChainState, Fake, Ruleset, SetState, TableState};
 pub use object::{
     Base, Chain, ChainKind, Datum, Element, Family, Field, Hook, Mapped, RuleInfo, Set, SetData, SetInfo, Table,
     TableInfo, Value, Verdict, priority,
 };
 pub use real::Kernel;
-pub use rule::{Ct, Expr, Header, Is, Key, Meta, Reg, RejectWith, Rule, Side, nat_flags};
+pub use rule::{Key, Rule};
 
 use crate::Result;
 

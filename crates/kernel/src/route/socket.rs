@@ -1,4 +1,4 @@
-use std::{fmt::Arguments, os::fd::BorrowedFd, thread};
+use std::{fmt::Arguments, os::fd::BorrowedFd};
 
 use super::{
     Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, Route, RouteEntry, RouteFilter,
@@ -7,6 +7,8 @@ use super::{
 use crate::{
     Error, Result,
     netlink::{Protocol, Socket, flags},
+    ns::on_a_thread,
+    process::tried,
 };
 
 const ADD: u16 = flags::CREATE | flags::EXCLUSIVE;
@@ -33,15 +35,10 @@ impl RouteSocket {
     /// # Errors
     /// The file is not a network namespace, or it may not be entered (CAP_SYS_ADMIN).
     pub fn open_in(netns: BorrowedFd<'_>) -> Result<Self> {
-        let inside = || {
+        on_a_thread(|| {
             rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
-                .map_err(|errno| Error::io("enter a network namespace", errno.into()))?;
+                .map_err(tried("enter a network namespace"))?;
             Self::open()
-        };
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().spawn_scoped(scope, inside);
-            let thread = thread.map_err(|error| Error::io("start a thread", error))?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
