@@ -8,10 +8,8 @@ const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Fails only where the kernel has no randomness at all; a zero identifier would then clash and be refused.
-    if ring::default_provider().secure_random.fill(&mut bytes).is_err() {
-        tracing::error!("the kernel gives no random bytes");
-    }
+    // Fails only where the kernel has no randomness at all. A token that can be guessed is worse than a failed request.
+    assert!(ring::default_provider().secure_random.fill(&mut bytes).is_ok(), "the kernel gives no random bytes");
     bytes
 }
 

@@ -116,7 +116,7 @@ fn handshake(headers: &HeaderMap) -> Result<(&'static str, HeaderValue), Status>
     let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if text(header::UPGRADE).to_ascii_lowercase().starts_with("spdy/") {
         return Err(Status::bad_request(
-            "this API server speaks WebSocket for exec, not SPDY: use kubectl 1.30 or newer, or `podwire lab exec`",
+            "this API server speaks WebSocket for exec, not SPDY: use kubectl 1.30 or newer, or `podwire lab exec pod/NAME`",
         ));
     }
     if !text(header::UPGRADE).eq_ignore_ascii_case("websocket") {
