@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Event, Node, Pod};
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use podwire_apiserver::{
     Server,
@@ -238,8 +238,13 @@ impl Fixture {
     /// Creates or changes a ConfigMap with one key.
     pub async fn put_config_map(&self, name: &str, key: &str, value: &str) {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
-        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {key: value}});
-        api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(map)).await.unwrap();
+        let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": name}, "data": {key: value}})).unwrap();
+        match api.replace(name, &PostParams::default(), &map).await {
+            Err(kube::Error::Api(error)) if error.code == 404 => {
+                api.create(&PostParams::default(), &map).await.unwrap();
+            }
+            replaced => drop(replaced.unwrap()),
+        }
     }
 
     /// The first processes of the node's containers.
