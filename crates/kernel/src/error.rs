@@ -107,11 +107,6 @@ impl Error {
         matches!(self.errno(), Some(libc::EPERM | libc::EACCES))
     }
 
-    /// The kernel does not have the feature: EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT.
-    pub fn is_not_supported(&self) -> bool {
-        matches!(self.errno(), Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
-    }
-
     /// The kernel cannot make sense of an argument: EINVAL.
     pub fn is_invalid_argument(&self) -> bool {
         self.errno() == Some(libc::EINVAL)

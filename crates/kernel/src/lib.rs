@@ -16,3 +16,9 @@ pub mod sysctl;
 mod test_support;
 
 pub use error::{Error, Result, ResultExt};
+
+/// The 64-bit FNV-1a hash, for names, addresses and marks of kernel objects that a later run must find again: unlike the
+/// standard library's it is the same in every build.
+pub fn stable_hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}

@@ -90,13 +90,11 @@ fn ipam(call: &Call, config: &Config, verb: Verb) -> Result<Option<CniResult>> {
     call.delegate(verb, delegated)
 }
 
-/// The name of the host's end: the same for the same attachment, so that DEL finds it without the namespace. FNV-1a, since
-/// it must stay the same from one version of this program to the next.
+/// The name of the host's end: the same for the same attachment, so that DEL finds it without the namespace.
 fn host_name(call: &Call) -> String {
     let bytes =
         call.network.bytes().chain(*b"/").chain(call.container_id.bytes()).chain(*b"/").chain(call.ifname.bytes());
-    let hash =
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = podwire_kernel::stable_hash(bytes);
     format!("veth{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff))
 }
 

@@ -28,10 +28,8 @@ const NLMSG_NOOP: u16 = libc::NLMSG_NOOP as u16;
 pub enum Protocol {
     /// Links, addresses, routes, neighbours (`NETLINK_ROUTE`).
     Route,
-    /// nftables, conntrack, ipset (`NETLINK_NETFILTER`).
+    /// nftables, conntrack (`NETLINK_NETFILTER`).
     Netfilter,
-    /// Families found by name, for example IPVS (`NETLINK_GENERIC`).
-    Generic,
 }
 
 impl Protocol {
@@ -39,7 +37,6 @@ impl Protocol {
         match self {
             Self::Route => libc::NETLINK_ROUTE,
             Self::Netfilter => libc::NETLINK_NETFILTER,
-            Self::Generic => libc::NETLINK_GENERIC,
         }
     }
 }

@@ -145,12 +145,10 @@ fn is_usable(mac: &Mac) -> bool {
     mac.0 != [0; 6] && mac.0[0] & 1 == 0
 }
 
-/// A locally administered unicast address from FNV-1a over the node's name and the VNI.
+/// A locally administered unicast address from a hash of the node's name and the VNI.
 fn derived_mac(node: &str, vni: u32) -> Mac {
     let bytes = node.bytes().chain(vni.to_be_bytes());
-    let hash =
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let [a, b, c, d, e, f, ..] = hash.to_be_bytes();
+    let [a, b, c, d, e, f, ..] = podwire_kernel::stable_hash(bytes).to_be_bytes();
     Mac([a & 0xfc | 0x02, b, c, d, e, f])
 }
 

@@ -380,10 +380,5 @@ pub fn layout_comment(family: Family, settings: &Settings) -> String {
         let pick = Pick { node_port: sticky, outside: sticky, masquerade, sticky, count: 1 };
         pick.add(&mut batch, &table, family, settings);
     }
-    format!("Kubernetes Services, podwire layout {:016x}", fnv1a(&format!("{batch:?}")))
-}
-
-/// The 64-bit FNV-1a hash: stable between builds, unlike the standard library's.
-fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    format!("Kubernetes Services, podwire layout {:016x}", podwire_kernel::stable_hash(format!("{batch:?}").bytes()))
 }
