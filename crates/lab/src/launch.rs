@@ -67,8 +67,7 @@ pub fn down(name: &str) -> Result<bool> {
         None => return Ok(false),
         Some(false) => {}
         Some(true) => {
-            let init = directory.read()?.init.open();
-            if let Some(init) = init {
+            if let Some(init) = directory.init()?.open() {
                 end(&init)?;
             }
         }

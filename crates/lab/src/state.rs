@@ -14,7 +14,7 @@ use std::{
 };
 
 use podwire_kernel::process::{self, PidFd};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Result},
@@ -188,10 +188,26 @@ impl Directory {
     /// # Errors
     /// It is missing or malformed.
     pub fn read(&self) -> Result<State> {
+        self.read_as()
+    }
+
+    fn read_as<T: DeserializeOwned>(&self) -> Result<T> {
         let path = self.state();
         let failed = || format!("read {}", path.display());
         let text = fs::read(&path).trying(failed)?;
         serde_json::from_slice(&text).map_err(std::io::Error::from).trying(failed)
+    }
+
+    /// The lab's init process: all that ending a lab needs, so that another version's lab can be ended as well.
+    ///
+    /// # Errors
+    /// The state is missing or malformed.
+    pub fn init(&self) -> Result<ProcessId> {
+        #[derive(Deserialize)]
+        struct Init {
+            init: ProcessId,
+        }
+        self.read_as::<Init>().map(|state| state.init)
     }
 
     /// Writes the state, whole or not at all.
