@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, columns, have_kubectl};
+use common::{Lab, columns, have_kubectl, have_kubectl_since};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -43,7 +43,7 @@ async fn roll_out(lab: &Lab) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_is_applied_scaled_edited_patched_and_rolled_out() {
-    if !have_kubectl() {
+    if !have_kubectl_since(32) {
         return;
     }
     let lab = Lab::start().await;
@@ -115,7 +115,7 @@ async fn a_deployment_is_applied_scaled_edited_patched_and_rolled_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn create_makes_one_of_each() {
-    if !have_kubectl() {
+    if !have_kubectl_since(32) {
         return;
     }
     let lab = Lab::start().await;
@@ -158,7 +158,7 @@ async fn create_makes_one_of_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_are_watched_described_waited_for_and_deleted() {
-    if !have_kubectl() {
+    if !have_kubectl_since(32) {
         return;
     }
     let lab = Lab::start().await;

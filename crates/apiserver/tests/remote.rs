@@ -7,7 +7,7 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use common::{Lab, have_kubectl};
+use common::{Lab, have_kubectl, have_kubectl_since};
 use futures_util::{StreamExt, stream};
 use podwire_apiserver::{
     Server,
@@ -112,7 +112,7 @@ async fn what_logs_cannot_do_is_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_run_on_the_node() {
-    if !have_kubectl() {
+    if !have_kubectl_since(30) {
         return;
     }
     let lab = lab_with_pod().await;
@@ -131,7 +131,7 @@ async fn commands_run_on_the_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_talks_is_heard_at_once() {
-    if !have_kubectl() {
+    if !have_kubectl_since(30) {
         return;
     }
     let lab = lab_with_pod().await;

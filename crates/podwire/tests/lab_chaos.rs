@@ -117,7 +117,7 @@ fn clients_notice_nothing_of_updates_scaling_and_new_proxies() {
     let port = lab.kubectl(&["get", "service", "myservice", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
     let url = format!("http://172.25.2.1:{port}/");
     eventually("the node port answers", || lab.exec("client", &["curl", "-sf", "-m", "1", &url]).0);
-    let mut from_pod = lab.kubectl_command(&["exec", "-i", "asker", "--", "sh", "-s", "http://myservice/"]);
+    let mut from_pod = lab.in_pod("asker", &["sh", "-s", "http://myservice/"]);
     let clients = [lab.ask("client", &url), asking(&mut from_pod)];
     for (image, replicas) in [("myapp:v1", "6"), ("myapp:v2", "3")] {
         lab.kubectl(&["set", "image", "deployment/demo2", &format!("myapp={image}")]);
@@ -132,7 +132,7 @@ fn clients_notice_nothing_of_updates_scaling_and_new_proxies() {
         }
     }
     assert!(lab.exec("client", &["touch", "/tmp/stop"]).0);
-    lab.kubectl(&["exec", "asker", "--", "touch", "/tmp/stop"]);
+    lab.run_in_pod("asker", &["touch", "/tmp/stop"]);
     for client in clients {
         let said = text(&client.wait_with_output().unwrap().stdout);
         assert!(said.contains(" answered, 0 failed") && !said.starts_with("0 "), "{said}");

@@ -39,7 +39,7 @@ fn cluster_ip(lab: &Lab) {
     assert_eq!(lab.exec("node1", &["curl", "-s", &url]).1.trim_end(), PAGE);
     is_shared_by_three_pods(lab, "node1", &url);
     eventually("DNS knows the Service", || dig(lab, "10.96.0.10") == [address.clone()]);
-    let by_name = lab.kubectl(&["exec", "deploy/demo2", "--", "curl", "-s", "-m", "3", "myservice/hostname.html"]);
+    let by_name = lab.run_in_pod(&pod_on(lab, "node2").0, &["curl", "-s", "-m", "3", "myservice/hostname.html"]);
     assert!(by_name.starts_with("demo2-"), "{by_name}");
     let (reached, _) = lab.exec("client", &["curl", "-s", "-m", "1", &url]);
     assert!(!reached, "a Service address is for the inside");
@@ -92,7 +92,7 @@ fn pod_to_pod_is_vxlan(lab: &Lab) {
     let ((from, _), (_, to)) = (pod_on(lab, "node1"), pod_on(lab, "node2"));
     // On the wire between the nodes, where both outer addresses are seen.
     let seen = captured(lab, "underlay", &["-i", "br0", "-T", "vxlan", "-c", "2", "udp port 8472"], || {
-        let ping = lab.kubectl(&["exec", &from, "--", "ping", "-c", "3", "-i", "0.2", &to]);
+        let ping = lab.run_in_pod(&from, &["ping", "-c", "3", "-i", "0.2", &to]);
         assert!(ping.contains(" 0% packet loss"), "{ping}");
     });
     assert!(
@@ -105,7 +105,7 @@ fn pod_to_pod_is_vxlan(lab: &Lab) {
 fn pod_to_outside_is_masqueraded(lab: &Lab) {
     let (from, address) = pod_on(lab, "node1");
     let seen = captured(lab, "client", &["-i", "eth0", "-c", "1", "icmp[icmptype] = icmp-echo"], || {
-        let ping = lab.kubectl(&["exec", &from, "--", "ping", "-c", "2", "-i", "0.2", "172.25.2.250"]);
+        let ping = lab.run_in_pod(&from, &["ping", "-c", "2", "-i", "0.2", "172.25.2.250"]);
         assert!(ping.contains(" 0% packet loss"), "{ping}");
     });
     assert!(seen.contains("IP 172.25.2.1 > 172.25.2.250") && !seen.contains(&address), "{seen}");

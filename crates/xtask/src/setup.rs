@@ -13,6 +13,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("ip", "iproute2"),
+    ("kill", "procps"),
     ("kubectl", "kubernetes-client"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),

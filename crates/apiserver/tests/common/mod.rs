@@ -149,12 +149,21 @@ impl Drop for Lab {
 
 /// `kubectl` is there; otherwise says so, and fails where tests must not be left out.
 pub fn have_kubectl() -> bool {
-    let found = std::process::Command::new("kubectl").args(["version", "--client"]).output().is_ok();
-    assert!(found || std::env::var_os("CI").is_none(), "kubectl is needed");
-    if !found {
-        eprintln!("left out: there is no kubectl");
+    have_kubectl_since(0)
+}
+
+/// `kubectl` is there and at least version 1.`minor`, for what older ones cannot do.
+pub fn have_kubectl_since(minor: u32) -> bool {
+    let output = std::process::Command::new("kubectl").args(["version", "--client", "-o", "json"]).output();
+    let version: Value = output.ok().and_then(|said| serde_json::from_slice(&said.stdout).ok()).unwrap_or_default();
+    let found: Option<u32> =
+        version["clientVersion"]["minor"].as_str().and_then(|m| m.trim_end_matches('+').parse().ok());
+    let is_enough = found.is_some_and(|found| found >= minor);
+    assert!(is_enough || std::env::var_os("CI").is_none(), "kubectl 1.{minor} or newer is needed");
+    if !is_enough {
+        eprintln!("left out: there is no kubectl 1.{minor} or newer");
     }
-    found
+    is_enough
 }
 
 /// Text whose ages and random parts are replaced, so that it can be compared.

@@ -75,6 +75,22 @@ impl Lab {
         command
     }
 
+    /// A command in a pod: by kubectl, or, where kubectl is older than 1.30 and its exec speaks SPDY only, without it.
+    pub fn in_pod(&self, pod: &str, command: &[&str]) -> Command {
+        if kubectl_minor() >= 30 {
+            self.kubectl_command(&[&["exec", "-i", pod, "--"], command].concat())
+        } else {
+            self.command("exec", &[&[&*format!("pod/{pod}"), "--"], command].concat())
+        }
+    }
+
+    /// Runs [`Lab::in_pod`], which must succeed; returns what it printed.
+    pub fn run_in_pod(&self, pod: &str, command: &[&str]) -> String {
+        let output = self.in_pod(pod, command).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{command:?} in {pod}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
     /// Waits until the demo's Deployment is as it should be.
     pub fn rolled_out(&self) {
         self.kubectl(&["rollout", "status", "deployment/demo2", "--timeout=30s"]);
@@ -114,6 +130,13 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.run("down", &[]);
     }
+}
+
+/// The minor version of the machine's kubectl: 32 for 1.32.
+fn kubectl_minor() -> u32 {
+    let output = Command::new("kubectl").args(["version", "--client", "-o", "json"]).output().unwrap();
+    let version: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    version["clientVersion"]["minor"].as_str().unwrap().trim_end_matches('+').parse().unwrap()
 }
 
 /// Starts a command that runs `examples/ask.sh` from its standard input.
