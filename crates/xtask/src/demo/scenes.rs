@@ -40,9 +40,10 @@ pub fn measure(stage: &mut Stage, add: &mut impl FnMut(&str, &str, f64, &str)) -
     let status = stage.ask("podwire lab status --json")?;
     let status: serde_json::Value = serde_json::from_str(&status).context("podwire lab status --json")?;
     for process in status["processes"].as_array().into_iter().flatten() {
-        let name = process["name"].as_str().unwrap_or_default();
+        let (name, machine) = (process["name"].as_str().unwrap_or_default(), process["machine"].as_str());
+        let case = format!("{} {name}", machine.unwrap_or_default());
         for (key, metric) in [("rss_kb", "memory, resident"), ("pss_kb", "memory, its share")] {
-            add(name, metric, process[key].as_f64().unwrap_or_default() / 1e3, "MB");
+            add(case.trim(), metric, process[key].as_f64().unwrap_or_default() / 1e3, "MB");
         }
     }
     Ok(())
