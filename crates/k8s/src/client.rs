@@ -1,9 +1,16 @@
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kube::{
     Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+
+/// How long a connection may take to be made. Short, because a connection to a Service address that began before the proxy
+/// knew the Service stays lost (its flow is in conntrack, untranslated), while the next one will do.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +73,8 @@ impl Client {
         self.kube.clone()
     }
 
-    fn from_config(config: Config) -> Result<Self, Error> {
+    fn from_config(mut config: Config) -> Result<Self, Error> {
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
         let kube = kube::Client::try_from(config).map_err(|e| Error::Connection(Box::new(e)))?;
         Ok(Self { kube })
     }

@@ -10,6 +10,7 @@ use std::{
 use podwire_kernel::{
     ns::Namespace,
     route::{Address, LinkChange, Mac, NewLink, NewLinkKind, Peer, Route, RouteEntry, RouteSocket},
+    sysctl::{ProcSys, Sysctl},
 };
 use podwire_model::Ipv4Net;
 
@@ -50,6 +51,9 @@ impl Underlay {
             NewLink { mac: Some(BRIDGE_MAC), mtu: Some(MTU), up: true, ..NewLink::new(BRIDGE, NewLinkKind::Bridge) };
         let bridge = route.create_link(&link)?.index;
         route.add_address(&Address::new(bridge, on_underlay(GATEWAY)?))?;
+        // The gateway leads nowhere, but a router says so (ICMP unreachable) where a host would be silent. A pod that asks for a
+        // Service before the proxy knows it then fails at once and asks again, instead of waiting for its connection.
+        namespace.run(|| ProcSys.write("net/ipv4/ip_forward", "1"))?;
         Ok(Self { namespace, route, bridge })
     }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::Command,
     thread,
@@ -64,6 +64,13 @@ fn machines_reach_each_other_and_only_each_other() {
         let (_, link) = in_namespace(network, "ip", &["-o", "link", "show", "eth0"]);
         assert!(link.contains("mtu 1500") && link.contains("UP"), "{link}");
     }
+    let nowhere = networks[0].run(|| {
+        let service = (Ipv4Addr::new(10, 96, 0, 1), 443).into();
+        let error = TcpStream::connect_timeout(&service, Duration::from_secs(30)).unwrap_err();
+        Ok::<_, Error>(error.kind())
+    });
+    let said = [ErrorKind::NetworkUnreachable, ErrorKind::HostUnreachable];
+    assert!(said.contains(&nowhere.unwrap()), "the gateway says that it leads nowhere");
     underlay.attach(&machines[0]).unwrap_err();
     assert_eq!(host_links(), before, "the host's links changed");
 }
