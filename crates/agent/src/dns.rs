@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    ffi::OsString,
     fs,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -45,20 +44,6 @@ pub struct Args {
     /// The Corefile to serve.
     #[arg(long, value_name = "FILE", default_value = "Corefile")]
     conf: PathBuf,
-}
-
-/// Gives CoreDNS's flags their second dash (`-conf` → `--conf`) in a command line whose subcommand is `dns`.
-pub fn with_double_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut args: Vec<OsString> = args.into_iter().collect();
-    if args.get(1).is_some_and(|subcommand| subcommand == "dns") {
-        for arg in args.iter_mut().skip(2) {
-            let single = arg.to_str().and_then(|text| text.strip_prefix('-')).filter(|flag| flag.len() > 1);
-            if let Some(flag) = single.filter(|flag| !flag.starts_with('-')) {
-                *arg = format!("--{flag}").into();
-            }
-        }
-    }
-    args
 }
 
 /// Serves DNS until SIGTERM or SIGINT, then for the Corefile's lame duck time.
@@ -215,17 +200,4 @@ fn pod_addresses(object: &Pod) -> (ObjectName, Vec<IpAddr>) {
     let ips = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten());
     let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).collect();
     (convert::object_name(&object.metadata), addresses)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn single_dashes_of_coredns_are_understood() {
-        let convert = |line: &str| with_double_dashes(line.split(' ').map(OsString::from)).join(" ".as_ref());
-        assert_eq!(convert("podwire dns -conf /etc/coredns/Corefile"), "podwire dns --conf /etc/coredns/Corefile");
-        assert_eq!(convert("podwire dns --conf x -h -"), "podwire dns --conf x -h -");
-        assert_eq!(convert("podwire lab -conf"), "podwire lab -conf");
-    }
 }

@@ -185,7 +185,8 @@ impl Daemon {
             ensure!(removed != Removed::Link(uplink.index), "the uplink {} went away: start again", uplink.name);
             if overlay.removed(&removed) {
                 missed += 1;
-                surely += usize::from(removed != Removed::Anything);
+                // A new device of our own is down before it is up, so that alone says nothing about others.
+                surely += usize::from(!matches!(removed, Removed::Anything | Removed::LinkDown(_)));
             }
             next = more.try_recv().ok();
         }

@@ -5,6 +5,7 @@
 
 pub mod cni_install;
 pub mod dns;
+pub mod flags;
 pub mod flanneld;
 pub mod kube_proxy;
 

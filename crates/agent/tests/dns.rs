@@ -12,7 +12,7 @@ use std::{
 };
 
 use clap::Parser;
-use podwire_agent::dns;
+use podwire_agent::{dns, flags};
 use podwire_apiserver::Server;
 use podwire_k8s::{
     Client,
@@ -128,7 +128,7 @@ async fn names_follow_the_cluster_and_the_corefile() {
     let port = free_port();
     folder.write_corefile(port, "7");
     let corefile = folder.0.join("Corefile").display().to_string();
-    let flags = dns::with_double_dashes(["podwire", "dns", "-conf", &corefile].map(Into::into));
+    let flags = flags::with_double_dashes(["podwire", "dns", "-conf", &corefile].map(Into::into));
     let Cli { args } = Cli::parse_from(&flags[1..]);
     let agent = tokio::spawn(dns::run(args));
     eventually(port, "kubernetes.default.svc.cluster.local", "10.96.0.1").await;

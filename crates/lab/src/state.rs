@@ -286,7 +286,7 @@ fn base() -> Result<PathBuf> {
         return Ok("/run/podwire/lab".into());
     }
     let runtime = env::var_os("XDG_RUNTIME_DIR")
-        .ok_or_else(|| Error::Unavailable("neither root nor XDG_RUNTIME_DIR set: there is no place for labs".into()))?;
+        .ok_or_else(|| Error::Unavailable("a lab needs root: run podwire lab with sudo".into()))?;
     Ok(Path::new(&runtime).join("podwire/lab"))
 }
 

@@ -19,7 +19,8 @@ pub fn run(args: &Args) -> Result<()> {
         let name = file.display();
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
         match check(&text) {
-            Ok(documents) => println!("{name}: {documents} documents"),
+            Ok(1) => println!("{name}: sound YAML, 1 document"),
+            Ok(documents) => println!("{name}: sound YAML, {documents} documents"),
             Err(mistake) => {
                 broken += 1;
                 eprintln!("{name}:{mistake}");

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use podwire_agent::{cni_install, dns, flanneld, kube_proxy};
+use podwire_agent::{cni_install, dns, flags, flanneld, kube_proxy};
 use podwire_lab::cli as lab;
 use tracing_subscriber::EnvFilter;
 
@@ -42,7 +42,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(dns::with_double_dashes(std::env::args_os()));
+    let cli = Cli::parse_from(flags::with_double_dashes(std::env::args_os()));
     log();
     let done = match cli.command {
         // The lab's commands enter and make namespaces, which takes a process of one thread: no runtime here.

@@ -290,15 +290,14 @@ fn wait_for_version(stage: &Stage, port: &str, version: &str) -> Result<()> {
     )
 }
 
-/// A running pod of the demo on `node`: name and address.
+/// A pod of the demo on `node` that is not on its way out: name and address.
 fn pod_on(stage: &Stage, node: &str) -> Result<(String, String)> {
-    let query = format!(
-        "kubectl get pods -l app=myapp --field-selector=spec.nodeName={node},status.phase=Running \
-         -o jsonpath='{{.items[0].metadata.name}} {{.items[0].status.podIP}}'"
-    );
-    let answer = stage.ask(&query)?;
-    let (name, address) = answer.split_once(' ').with_context(|| format!("no pod of the demo on {node}"))?;
-    Ok((name.to_owned(), address.to_owned()))
+    // The column STATUS tells a terminating pod from a running one, which the phase does not.
+    let pods = stage.ask(&format!("{PODS} --no-headers --field-selector=spec.nodeName={node}"))?;
+    let columns = pods.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let running = columns.into_iter().find(|columns| columns.get(2) == Some(&"Running"));
+    let pod = running.and_then(|columns| Some(((*columns.first()?).to_owned(), (*columns.get(5)?).to_owned())));
+    pod.with_context(|| format!("no running pod of the demo on {node}:\n{pods}"))
 }
 
 /// The command line that runs `command` in a pod. Before 1.30, kubectl's exec speaks SPDY only, which the lab does not.
