@@ -144,9 +144,10 @@ fn lines(text: &str) -> Vec<String> {
 
 /// A running pod of the demo on `node`: name and address.
 fn pod_on(lab: &Lab, node: &str) -> (String, String) {
-    let query = "jsonpath={.items[0].metadata.name} {.items[0].status.podIP}";
-    let selector = format!("--field-selector=spec.nodeName={node},status.phase=Running");
-    let answer = lab.kubectl(&["get", "pods", "-l", "app=myapp", &selector, "-o", query]);
-    let (name, address) = answer.split_once(' ').unwrap();
-    (name.to_owned(), address.to_owned())
+    let selector = format!("--field-selector=spec.nodeName={node}");
+    let pods = lab.kubectl(&["get", "pods", "-l", "app=myapp", &selector, "-o", "wide", "--no-headers"]);
+    // The column STATUS tells a terminating pod from a running one, which the phase does not.
+    let mut columns = pods.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let running = columns.find(|columns| columns[2] == "Running").unwrap_or_else(|| panic!("{node}: {pods}"));
+    (running[0].to_owned(), running[5].to_owned())
 }
