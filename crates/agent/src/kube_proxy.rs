@@ -16,7 +16,7 @@ use podwire_kernel::sysctl::{ProcSys, Sysctl};
 use podwire_model::{EndpointSlice, Node, Service};
 use podwire_proxy::{
     Tracker,
-    mode::{self, MODES, Settings},
+    mode::{self, DetectLocal, MODES, Settings},
     plan::Me,
 };
 use tracing::{debug, info, warn};
@@ -70,11 +70,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let node = node_name(&args, &config)?;
     let description = mode::find(config.mode())?;
     let settings = Settings {
-        pod_ranges: config.pod_ranges()?,
+        detect_local: DetectLocal::Ranges(config.pod_ranges()?),
         masquerade_mark: config.masquerade_mark(),
         drop_invalid: !config.tcp_be_liberal(),
+        ..Settings::default()
     };
-    if settings.pod_ranges.is_empty() {
+    if settings.detect_local == DetectLocal::Ranges(Vec::new()) {
         warn!(
             "clusterCIDR is not set: which sources are pods is not known, so nothing is masqueraded for being outside"
         );
@@ -91,7 +92,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             tokio::spawn(pages::serve(address, pages, state.clone()));
         }
     }
-    let me = Me { node: node.as_str().into(), zone: None, masquerade_all: config.masquerade_all() };
+    let me = Me { node: node.as_str().into(), masquerade_all: config.masquerade_all(), ..Me::default() };
     let worker = Worker::new(Tracker::new(me), opened, state.clone())?;
     info!(node, mode = description.name, "carrying Services");
     let (inputs, received) = mpsc::channel();

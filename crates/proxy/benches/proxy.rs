@@ -17,7 +17,7 @@ use podwire_kernel::ns::{Kind, Namespace, unshare};
 use podwire_model::{EndpointSlice, Service};
 use podwire_proxy::{
     Tracker,
-    mode::{Description, MODES, Mode, Settings, find},
+    mode::{Description, DetectLocal, MODES, Mode, Settings, find},
     plan::Me,
 };
 use podwire_testkit::{
@@ -81,7 +81,8 @@ impl Proxy {
 
 impl Case {
     fn new(mode: &'static Description, services: u32, endpoints: u32) -> Result<Self> {
-        let settings = Settings { pod_ranges: vec!["10.128.0.0/9".parse()?], ..Settings::default() };
+        let settings =
+            Settings { detect_local: DetectLocal::Ranges(vec!["10.128.0.0/9".parse()?]), ..Settings::default() };
         let name = format!("{} {services}x{endpoints}", mode.name);
         Ok(Self { name, mode, settings, services, endpoints })
     }

@@ -1,7 +1,7 @@
 //! The Service proxy: from Services, EndpointSlices and the Node to what the kernel does with a packet.
 //!
 //! ```text
-//! events ─▶ track (state) ─▶ plan (pure; every policy decided once) ─▶ mode (renders and applies a plan)
+//! events ─▶ track (state) ─▶ plan (pure; every policy decided once) ─▶ routes (who gets what) ─▶ mode (renders and applies)
 //! ```
 //!
 //! [`Tracker`] keeps the current objects and plans the Services that changed. A [`mode`] spells a plan in one of the
@@ -11,8 +11,10 @@
 mod error;
 pub mod mode;
 pub mod plan;
+mod routes;
 mod select;
 mod track;
 
 pub use error::{Error, Result};
-pub use track::{Change, Tracker};
+pub use routes::{Changes, Collision};
+pub use track::Tracker;

@@ -23,6 +23,8 @@ pub struct Me {
     pub node: Name,
     /// The node's zone.
     pub zone: Option<Name>,
+    /// The node's own addresses.
+    pub addresses: Vec<IpAddr>,
     /// Masquerade pods' traffic to cluster IPs as well (`masqueradeAll`).
     pub masquerade_all: bool,
 }
@@ -97,6 +99,8 @@ pub enum Action {
     Drop,
     /// Spread over endpoints; sorted, at least one.
     Balance {
+        /// Whether these are the endpoints of the whole cluster or those of this node.
+        policy: TrafficPolicy,
         /// Who gets it.
         backends: Arc<[Backend]>,
         /// Whose source is replaced. A pod that reaches itself is masqueraded in any case.
@@ -115,6 +119,17 @@ pub struct Treatment {
     pub outside: Option<Action>,
     /// How long a client keeps its endpoint (`sessionAffinity: ClientIP`).
     pub affinity: Option<Duration>,
+    /// The only sources that may enter, whoever they are; traffic of others is dropped (`loadBalancerSourceRanges`).
+    pub sources: Option<Arc<[IpNet]>>,
+}
+
+/// What a load balancer asks this node about one Service (`healthCheckNodePort`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port where it asks, by HTTP.
+    pub port: u16,
+    /// How many ready endpoints the Service has on this node.
+    pub local_endpoints: usize,
 }
 
 /// Everything about one Service.
@@ -126,6 +141,8 @@ pub struct ServicePlan {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// Backends that may run on this node: masqueraded when they reach themselves.
     pub hairpin: BTreeSet<IpAddr>,
+    /// What load balancers ask, if they do.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// Plans `service` from its slices. Empty for Services that this proxy does not serve: headless, ExternalName, or
@@ -136,55 +153,78 @@ pub fn plan<'a>(service: &Service, slices: impl IntoIterator<Item = &'a Endpoint
         return plan;
     }
     let slices: Vec<_> = slices.into_iter().filter(|slice| !slice.headless).collect();
+    let mut local = BTreeSet::new();
     for family in [Family::V4, Family::V6] {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
         plan.cluster_ips.insert(cluster_ip);
         for port in &service.ports {
             let candidates = Candidates::gather(&slices, family, port, me);
             plan.hairpin.extend(candidates.possibly_local());
+            local.extend(candidates.ready_here());
             let chosen = candidates.choose();
             let masquerade = if me.masquerade_all { Masquerade::Always } else { Masquerade::OffCluster };
             let internal = balance(&chosen, service.internal_policy, masquerade);
-            add_port(&mut plan, (service, port), &chosen, (cluster_ip, internal));
+            add_port(&mut plan, (service, port), (&chosen, me), (cluster_ip, internal));
         }
     }
+    let asked = service
+        .health_check_node_port
+        .filter(|_| service.kind == ServiceType::LoadBalancer && service.external_policy == TrafficPolicy::Local);
+    plan.health_check = asked.map(|port| HealthCheck { port, local_endpoints: local.len() });
     plan
 }
 
 fn add_port(
     plan: &mut ServicePlan,
     (service, port): (&Service, &ServicePort),
-    chosen: &Chosen,
+    (chosen, me): (&Chosen, &Me),
     (cluster_ip, internal): (IpAddr, Action),
 ) {
     let family = Family::of(&cluster_ip);
     let label = label(&service.name, port);
-    let treatment = |(inside, outside): (Action, Option<Action>)| Treatment {
+    let treatment = |(inside, outside): (Action, Option<Action>), sources| Treatment {
         label: label.clone(),
         inside,
         outside,
         affinity: service.client_ip_affinity,
+        sources,
     };
     let mut add = |entry, number, treatment| {
         plan.frontends.insert(Frontend { entry, protocol: port.protocol, port: number }, treatment);
     };
-    for address in external_addresses(service).filter(|address| Family::of(address) == family) {
-        add(Entry::Address(address), port.port, treatment(external(service, chosen)));
+    let of_family = |address: &IpAddr| Family::of(address) == family;
+    for address in load_balancer_addresses(service).filter(of_family) {
+        add(Entry::Address(address), port.port, treatment(external(service, chosen), sources(service, address, me)));
+    }
+    for address in service.external_ips.iter().copied().filter(of_family) {
+        add(Entry::Address(address), port.port, treatment(external(service, chosen), None));
     }
     if let Some(node_port) = port.node_port {
-        add(Entry::NodePort(family), node_port, treatment(external(service, chosen)));
+        add(Entry::NodePort(family), node_port, treatment(external(service, chosen), None));
     }
     // Last: an external address that repeats the cluster IP does not change what the cluster IP means.
-    add(Entry::Address(cluster_ip), port.port, treatment((internal, None)));
+    add(Entry::Address(cluster_ip), port.port, treatment((internal, None), None));
 }
 
-/// externalIPs and those load-balancer addresses that nodes serve. Addresses with `loadBalancerSourceRanges` are left
-/// out: serving them to everyone would open what the user closed.
-fn external_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
-    let open = service.source_ranges.is_empty() || service.source_ranges.iter().any(|range| range.prefix_len() == 0);
-    let balancer = service.load_balancer.iter().filter(move |ingress| open && !ingress.proxied);
+/// The load-balancer addresses that nodes serve.
+fn load_balancer_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
     let is_balancer = service.kind == ServiceType::LoadBalancer;
-    service.external_ips.iter().copied().chain(balancer.filter(move |_| is_balancer).map(|ingress| ingress.ip))
+    service.load_balancer.iter().filter(move |ingress| is_balancer && !ingress.proxied).map(|ingress| ingress.ip)
+}
+
+/// Who may use a load-balancer address: `loadBalancerSourceRanges` of its family, or everyone. A node that may use it
+/// may send from that address itself, where the load balancer gave it to the node.
+fn sources(service: &Service, address: IpAddr, me: &Me) -> Option<Arc<[IpNet]>> {
+    let family = Family::of(&address);
+    let mut ranges: BTreeSet<IpNet> =
+        service.source_ranges.iter().map(IpNet::trunc).filter(|range| Family::of(&range.addr()) == family).collect();
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return None;
+    }
+    if me.addresses.iter().any(|own| ranges.iter().any(|range| range.contains(own))) {
+        ranges.insert(address.into());
+    }
+    Some(ranges.into_iter().collect())
 }
 
 /// What happens at node ports and external addresses: to pods and this node, and to others if that differs.
@@ -204,7 +244,7 @@ fn balance(chosen: &Chosen, policy: TrafficPolicy, masquerade: Masquerade) -> Ac
         TrafficPolicy::Local => &chosen.local,
     };
     if !backends.is_empty() {
-        Action::Balance { backends: backends.clone(), masquerade }
+        Action::Balance { policy, backends: backends.clone(), masquerade }
     } else if chosen.cluster.is_empty() {
         Action::Reject
     } else {
@@ -215,7 +255,3 @@ fn balance(chosen: &Chosen, policy: TrafficPolicy, masquerade: Masquerade) -> Ac
 fn label(service: &ObjectName, port: &ServicePort) -> Name {
     if port.name.is_empty() { service.to_string().into() } else { format!("{service}:{}", port.name).into() }
 }
-
-/// Which sources are pods: the cluster's pod ranges. Without any, no source is known to be a pod, and nothing is
-/// masqueraded for being off-cluster.
-pub type PodRanges = Vec<IpNet>;

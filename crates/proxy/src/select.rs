@@ -47,6 +47,12 @@ impl<'a> Candidates<'a> {
         local.map(|(backend, _)| backend.address)
     }
 
+    /// Addresses of ready endpoints of this node.
+    pub fn ready_here(&self) -> impl Iterator<Item = IpAddr> {
+        let here = self.endpoints.iter().filter(|(_, e)| e.ready && is_local(e, self.me));
+        here.map(|(backend, _)| backend.address)
+    }
+
     /// Chooses for both policies: ready endpoints; where there are none, those that still serve while they terminate.
     pub fn choose(&self) -> Chosen {
         let me = self.me;

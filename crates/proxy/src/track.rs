@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use podwire_model::{EndpointSlice, Node, ObjectName, Service};
 
-use crate::plan::{Me, ServicePlan, plan};
-
-/// A Service whose plan may have changed; an empty plan when it is gone.
-pub type Change = (ObjectName, ServicePlan);
+use crate::{
+    plan::{HealthCheck, Me, ServicePlan, plan},
+    routes::{Changes, Collision, Routes},
+};
 
 /// Holds the current objects. Its output depends on them only, never on the order in which they came: a sequence of
 /// events replayed in another order, or with snapshots in between, leads to the same plans.
@@ -20,6 +20,7 @@ pub struct Tracker {
     /// Which Service a slice belongs to.
     owners: HashMap<ObjectName, ObjectName>,
     dirty: BTreeSet<ObjectName>,
+    routes: Routes,
     services_known: bool,
     slices_known: bool,
 }
@@ -33,6 +34,7 @@ impl Tracker {
             slices: HashMap::new(),
             owners: HashMap::new(),
             dirty: BTreeSet::new(),
+            routes: Routes::default(),
             services_known: false,
             slices_known: false,
         }
@@ -103,8 +105,9 @@ impl Tracker {
 
     /// What is known about this node; others are ignored.
     pub fn node(&mut self, node: &Node) {
-        if node.name == self.me.node && node.zone != self.me.zone {
+        if node.name == self.me.node && (node.zone != self.me.zone || node.internal_ips != self.me.addresses) {
             self.me.zone.clone_from(&node.zone);
+            self.me.addresses.clone_from(&node.internal_ips);
             self.dirty.extend(self.services.keys().cloned());
         }
     }
@@ -114,21 +117,41 @@ impl Tracker {
         self.services_known && self.slices_known
     }
 
-    /// Plans of the Services that changed since the last call, in name order; empty plans for those that are gone.
-    /// `None` before the first complete lists: nothing may be written then.
-    pub fn take_changes(&mut self) -> Option<Vec<Change>> {
-        if !self.is_complete() {
-            return None;
-        }
-        let dirty = std::mem::take(&mut self.dirty);
-        Some(dirty.into_iter().map(|name| self.plan(name)).collect())
+    /// What changed since the last call. `None` before the first complete lists: nothing may be written then.
+    pub fn take_changes(&mut self) -> Option<Changes> {
+        self.plan_dirty().then(|| self.routes.take_changes())
     }
 
-    fn plan(&self, name: ObjectName) -> Change {
-        let plan = match self.services.get(&name) {
-            Some(service) => plan(service, self.slices.get(&name).into_iter().flat_map(BTreeMap::values), &self.me),
+    /// Everything, for a mode that starts while another one runs. `None` before the first complete lists.
+    pub fn take_all(&mut self) -> Option<Changes> {
+        self.plan_dirty().then(|| self.routes.take_all())
+    }
+
+    /// The frontends that several Services ask for, as of the last changes that were taken.
+    pub fn collisions(&self) -> Vec<Collision> {
+        self.routes.collisions()
+    }
+
+    /// The health checks that load balancers ask for (`healthCheckNodePort`), as of the last changes that were taken.
+    pub fn health_checks(&self) -> BTreeMap<ObjectName, HealthCheck> {
+        let check = |name: &ObjectName| Some((name.clone(), self.routes.plan(name)?.health_check?));
+        self.services.keys().filter_map(check).collect()
+    }
+
+    fn plan_dirty(&mut self) -> bool {
+        if self.is_complete() {
+            for name in std::mem::take(&mut self.dirty) {
+                let plan = self.plan(&name);
+                self.routes.set(&name, plan);
+            }
+        }
+        self.is_complete()
+    }
+
+    fn plan(&self, name: &ObjectName) -> ServicePlan {
+        match self.services.get(name) {
+            Some(service) => plan(service, self.slices.get(name).into_iter().flat_map(BTreeMap::values), &self.me),
             None => ServicePlan::default(),
-        };
-        (name, plan)
+        }
     }
 }

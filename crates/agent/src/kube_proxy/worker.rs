@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use podwire_kernel::conntrack::{self, Conntrack};
-use podwire_proxy::{Change, Tracker, mode::Mode};
+use podwire_proxy::{Changes, Tracker, mode::Mode};
 use tracing::{debug, error, info, warn};
 
 use super::{Input, State};
@@ -97,9 +97,9 @@ impl Worker {
         }
     }
 
-    fn apply(&mut self, changes: Vec<Change>) {
+    fn apply(&mut self, changes: Changes) {
         let begin = Instant::now();
-        let services = changes.len();
+        let frontends = changes.frontends.len();
         match self.mode.apply(changes) {
             Ok(applied) => {
                 let took = begin.elapsed();
@@ -117,9 +117,9 @@ impl Worker {
                 }
                 if !self.synced_once {
                     self.synced_once = true;
-                    info!(services, written = applied.written, ?took, "in sync for the first time");
+                    info!(frontends, written = applied.written, ?took, "in sync for the first time");
                 } else {
-                    debug!(services, written = applied.written, full = applied.full, ?took, "in sync");
+                    debug!(frontends, written = applied.written, full = applied.full, ?took, "in sync");
                 }
             }
             Err(error) => {

@@ -2,30 +2,17 @@
 
 pub mod nftables;
 
+mod settings;
+
 use podwire_kernel::conntrack::Filter;
 use podwire_model::{Family, Protocol};
 
 use crate::{
-    Change, Error, Result,
-    plan::{Backend, Entry, Frontend, PodRanges},
+    Changes, Error, Result,
+    plan::{Backend, Entry, Frontend},
 };
 
-/// What every mode is told once, at start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Which sources are pods.
-    pub pod_ranges: PodRanges,
-    /// The packet mark that asks for masquerading; one bit (`masqueradeBit`, 14 by default).
-    pub masquerade_mark: u32,
-    /// Drop packets that connection tracking calls invalid (unless `tcpBeLiberal`).
-    pub drop_invalid: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { pod_ranges: PodRanges::new(), masquerade_mark: 1 << 14, drop_invalid: true }
-    }
-}
+pub use settings::{DetectLocal, IpvsSettings, NodePortAddresses, Settings};
 
 /// UDP flows that connection tracking still sends where they should no longer go. Delete them after the rules changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,13 +76,13 @@ impl Applied {
 
 /// A mode at work.
 pub trait Mode: Send {
-    /// Brings changed Services into the kernel. The first call must carry every Service: what the kernel holds of an
-    /// earlier run and no Service asks for is removed then. After an error call again, with no changes or more of them:
-    /// nothing that was handed over is forgotten.
+    /// Brings changes into the kernel. The first call must carry everything: what the kernel holds of an earlier run and
+    /// nothing asks for is removed then. After an error call again, with no changes or more of them: nothing that was
+    /// handed over is forgotten.
     ///
     /// # Errors
     /// [`Error::Kernel`]; established connections are not harmed by it.
-    fn apply(&mut self, changes: Vec<Change>) -> Result<Applied>;
+    fn apply(&mut self, changes: Changes) -> Result<Applied>;
 
     /// Removes what was unused already at the last call and still is. Calls must be far enough apart for every packet
     /// to have passed (a second). Says whether another call is needed.
@@ -103,12 +90,26 @@ pub trait Mode: Send {
     /// # Errors
     /// As [`Mode::apply`]; call that next.
     fn tidy(&mut self) -> Result<bool>;
+
+    /// Whether somebody else changed what this mode made since the last call; if so, the next [`Mode::apply`] reads the
+    /// kernel and repairs it. Does not block and is cheap: it is called a few times a second.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn disturbed(&mut self) -> Result<bool>;
 }
 
 /// One line of [`MODES`].
 pub struct Description {
     /// The value of `mode:` in the configuration.
     pub name: &'static str,
+    /// Whether endpoints see the client's address where the plan does not masquerade it.
+    pub keeps_sources: bool,
+    /// Whether the running kernel has what the mode needs.
+    ///
+    /// # Errors
+    /// What is missing, and what would bring it.
+    pub probe: fn() -> Result<()>,
     /// Starts the mode for the network namespace that the calling thread is in.
     pub open: fn(&Settings) -> Result<Box<dyn Mode>>,
     /// Removes everything that the mode ever left in the kernel; nothing to remove is no error.
@@ -116,8 +117,7 @@ pub struct Description {
 }
 
 /// Every mode there is.
-pub const MODES: &[Description] =
-    &[Description { name: nftables::NAME, open: nftables::open, cleanup: nftables::cleanup }];
+pub const MODES: &[Description] = &[nftables::MODE];
 
 /// The mode of that name.
 ///

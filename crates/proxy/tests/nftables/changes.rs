@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use podwire_kernel::nftables::{Action, Batch, Fake, Nftables as _};
 use podwire_model::{EndpointSlice, Family, Protocol, Service};
 use podwire_proxy::{
-    Change, Tracker,
+    Changes, Tracker,
     mode::{Mode, StaleFlows, nftables::Nftables},
     plan::{Backend, Entry, Frontend},
 };
@@ -40,7 +40,7 @@ fn by_events(tracker: &mut Tracker, from: &World, to: &World, mut after: impl Fn
 }
 
 /// Applies until it succeeds. After a failure the kernel is read again, a dozen operations of which any may fail too.
-fn apply(mode: &mut Nftables<Fake>, mut changes: Vec<Change>) {
+fn apply(mode: &mut Nftables<Fake>, mut changes: Changes) {
     for _ in 0..200 {
         if mode.apply(std::mem::take(&mut changes)).is_ok() {
             return;
@@ -55,7 +55,7 @@ fn tidy(mode: &mut Nftables<Fake>) {
         match mode.tidy() {
             Ok(false) => return,
             Ok(true) => {}
-            Err(_) => apply(mode, Vec::new()),
+            Err(_) => apply(mode, Changes::default()),
         }
     }
     panic!("is not tidy after 200 attempts");
@@ -107,8 +107,8 @@ fn nothing_is_planned_before_both_lists_are_complete() {
     tracker.set_services([service("web", "10.96.0.10")]);
     assert_eq!(tracker.take_changes(), None);
     tracker.set_slices([slice("web", 80, &["10.244.0.2"])]);
-    assert_eq!(tracker.take_changes().unwrap().len(), 1);
-    assert_eq!(tracker.take_changes().unwrap(), []);
+    assert_eq!(tracker.take_changes().unwrap().frontends.len(), 1);
+    assert_eq!(tracker.take_changes().unwrap(), Changes::default());
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_table_deleted_by_hand_comes_back_with_the_next_change() {
     tracker.set_slices([]);
     let changes = tracker.take_changes().unwrap();
     mode.apply(changes).unwrap_err();
-    mode.apply(Vec::new()).unwrap();
+    mode.apply(Changes::default()).unwrap();
     assert_rows(mode.kernel(), &world, "table deleted by hand");
 }
 
@@ -197,6 +197,8 @@ fn elements_written(n: u8, change: impl FnOnce(&mut EndpointSlice)) -> (usize, u
     mode.kernel_mut().take_commits();
     let mut tracker = tracker();
     tracker.set_services(world.services.clone());
+    tracker.set_slices(world.slices.clone());
+    tracker.take_changes();
     change(&mut web);
     *world.slices.last_mut().unwrap() = web;
     tracker.set_slices(world.slices.clone());
@@ -235,6 +237,8 @@ fn what_a_packet_may_still_be_on_its_way_to_goes_later() {
     let mut mode = applied(&world(&["10.244.0.2", "10.244.0.3", "10.244.0.4"]));
     let mut tracker = tracker();
     tracker.set_services(world(&[]).services);
+    tracker.set_slices(world(&["10.244.0.2", "10.244.0.3", "10.244.0.4"]).slices);
+    tracker.take_changes();
     tracker.set_slices(world(&["10.244.0.3"]).slices);
     mode.kernel_mut().take_commits();
     assert!(mode.apply(tracker.take_changes().unwrap()).unwrap().untidy);
@@ -355,7 +359,7 @@ fn what_went_away_while_no_proxy_ran_is_reported_by_the_next_one() {
         to(node_port(30054), "10.244.0.4"),
     ]);
     assert_eq!(BTreeSet::from_iter(stale), expected);
-    assert_eq!(restarted.apply(Vec::new()).unwrap().stale, []);
+    assert_eq!(restarted.apply(Changes::default()).unwrap().stale, []);
 }
 
 #[test]

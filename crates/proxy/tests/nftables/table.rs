@@ -6,7 +6,7 @@ use podwire_kernel::nftables::{Fake, Table};
 use podwire_proxy::{
     Tracker,
     mode::{
-        Mode, Settings,
+        DetectLocal, Mode, Settings,
         nftables::{
             Nftables,
             render::TABLE,
@@ -18,7 +18,7 @@ use podwire_proxy::{
 use podwire_testkit::packet_table::{self, Outcome, Packet, World};
 
 pub fn settings(world: &World) -> Settings {
-    Settings { pod_ranges: vec![world.pods], ..Settings::default() }
+    Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() }
 }
 
 pub fn tracker() -> Tracker {

@@ -18,7 +18,7 @@ use podwire_kernel::{
 use podwire_model::Protocol;
 use podwire_proxy::{
     Tracker,
-    mode::{Description, Mode, Settings},
+    mode::{Description, DetectLocal, Mode, Settings},
     plan::Me,
 };
 use podwire_testkit::{
@@ -102,7 +102,7 @@ impl Net {
 
     /// Starts a proxy on the node.
     pub fn proxy(&self, description: &Description, world: &World) -> Proxy {
-        let settings = Settings { pod_ranges: vec![world.pods], ..Settings::default() };
+        let settings = Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() };
         let (mode, conntrack) =
             self.at(&ip(NODE), || ((description.open)(&settings).unwrap(), conntrack::Kernel::open().unwrap()));
         let tracker = Tracker::new(Me { node: world.node.into(), ..Me::default() });

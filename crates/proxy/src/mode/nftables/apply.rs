@@ -1,9 +1,9 @@
 //! Applies plans to the kernel, a few transactions for each set of changes: see [`Stage`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use podwire_kernel::nftables::Batch;
-use podwire_model::{Family, ObjectName};
+use podwire_model::Family;
 
 use super::{
     failed,
@@ -11,9 +11,9 @@ use super::{
     table::{Stage, TableState},
 };
 use crate::{
-    Change, Result,
+    Changes, Result,
     mode::{Applied, FAMILIES, Mode, Settings},
-    plan::{Frontend, ServicePlan, Treatment},
+    plan::{Frontend, Treatment},
 };
 
 /// The nftables mode over a kernel or a fake of it.
@@ -22,12 +22,9 @@ pub struct Nftables<K> {
     kernel: K,
     settings: Settings,
     tables: [TableState; 2],
-    plans: HashMap<ObjectName, ServicePlan>,
-    /// Who asks for a frontend. Two Services may (an external IP, a node port taken over): the first by name gets it,
-    /// so that the result does not depend on who came first.
-    claims: HashMap<Frontend, BTreeMap<ObjectName, Treatment>>,
+    treatments: HashMap<Frontend, Treatment>,
     /// Changes that were handed over and not looked at yet.
-    waiting: Vec<Change>,
+    waiting: Vec<Changes>,
     /// What applied changes left to report.
     report: Applied,
     /// What the kernel holds is not known: at start and after an error.
@@ -41,8 +38,7 @@ impl<K: podwire_kernel::nftables::Nftables> Nftables<K> {
             kernel,
             settings,
             tables: FAMILIES.map(TableState::new),
-            plans: HashMap::new(),
-            claims: HashMap::new(),
+            treatments: HashMap::new(),
             waiting: Vec::new(),
             report: Applied::default(),
             unknown: true,
@@ -85,58 +81,34 @@ impl<K: podwire_kernel::nftables::Nftables> Nftables<K> {
         }
     }
 
-    fn change(&mut self, name: &ObjectName, plan: ServicePlan) {
-        let old = self.plans.remove(name).unwrap_or_default();
-        for (frontend, treatment) in &plan.frontends {
-            if old.frontends.get(frontend) != Some(treatment) {
-                self.claim(frontend, name, Some(treatment.clone()));
+    fn change(&mut self, changes: Changes) {
+        for (frontend, after) in changes.frontends {
+            let before = match &after {
+                Some(treatment) => self.treatments.insert(frontend, treatment.clone()),
+                None => self.treatments.remove(&frontend),
+            };
+            if before != after {
+                let table = table(&mut self.tables, frontend.entry.family());
+                table.route(&frontend, before.as_ref(), after.as_ref(), &mut self.report);
             }
         }
-        for frontend in old.frontends.keys().filter(|frontend| !plan.frontends.contains_key(frontend)) {
-            self.claim(frontend, name, None);
-        }
-        for (map, old, new) in
-            [(Map::ClusterIps, &old.cluster_ips, &plan.cluster_ips), (Map::Hairpin, &old.hairpin, &plan.hairpin)]
-        {
-            for address in new.difference(old) {
-                table(&mut self.tables, Family::of(address)).use_address(map, *address, true);
+        for (map, addresses) in [(Map::ClusterIps, changes.cluster_ips), (Map::Hairpin, changes.hairpin)] {
+            for (address, used) in addresses {
+                table(&mut self.tables, Family::of(&address)).use_address(map, address, used);
             }
-            for address in old.difference(new) {
-                table(&mut self.tables, Family::of(address)).use_address(map, *address, false);
-            }
-        }
-        if plan != ServicePlan::default() {
-            self.plans.insert(name.clone(), plan);
-        }
-    }
-
-    fn claim(&mut self, frontend: &Frontend, service: &ObjectName, treatment: Option<Treatment>) {
-        let claims = self.claims.entry(*frontend).or_default();
-        let before = claims.values().next().cloned();
-        match treatment {
-            Some(treatment) => claims.insert(service.clone(), treatment),
-            None => claims.remove(service),
-        };
-        let after = claims.values().next().cloned();
-        if claims.is_empty() {
-            self.claims.remove(frontend);
-        }
-        if before != after {
-            let table = table(&mut self.tables, frontend.entry.family());
-            table.route(frontend, before.as_ref(), after.as_ref(), &mut self.report);
         }
     }
 }
 
 impl<K: podwire_kernel::nftables::Nftables> Mode for Nftables<K> {
-    fn apply(&mut self, changes: Vec<Change>) -> Result<Applied> {
-        self.waiting.extend(changes);
+    fn apply(&mut self, changes: Changes) -> Result<Applied> {
+        self.waiting.push(changes);
         let read = self.unknown;
         if read {
             self.read_kernel()?;
         }
-        for (name, plan) in std::mem::take(&mut self.waiting) {
-            self.change(&name, plan);
+        for changes in std::mem::take(&mut self.waiting) {
+            self.change(changes);
         }
         if read {
             self.tables.iter().for_each(|table| table.note_stale_frontends(&mut self.report));
@@ -157,6 +129,10 @@ impl<K: podwire_kernel::nftables::Nftables> Mode for Nftables<K> {
             self.commit(&[Stage::Tidy])?;
         }
         Ok(self.tables.iter().any(TableState::is_untidy))
+    }
+
+    fn disturbed(&mut self) -> Result<bool> {
+        Ok(false)
     }
 }
 

@@ -11,11 +11,23 @@ use podwire_kernel::nftables::{Batch, Family, Kernel, Nftables as _, Table};
 
 use crate::{
     Error, Result,
-    mode::{Mode, Settings},
+    mode::{Description, Mode, Settings},
 };
 
 /// The value of `mode:` in the configuration.
 pub const NAME: &str = "nftables";
+
+/// The mode's line in [`MODES`](crate::mode::MODES).
+pub const MODE: Description = Description { name: NAME, keeps_sources: true, probe, open, cleanup };
+
+/// Whether the running kernel has nf_tables.
+///
+/// # Errors
+/// When it does not answer.
+pub fn probe() -> Result<()> {
+    let mut kernel = Kernel::open().map_err(failed)?;
+    kernel.tables().map(drop).map_err(failed)
+}
 
 /// Starts the mode for the network namespace that the calling thread is in.
 ///

@@ -193,7 +193,7 @@ impl Default for Pick {
 impl Pick {
     /// The pick for an entry, or `None` if there is nothing to pick from.
     pub fn of(frontend: &Frontend, treatment: &Treatment, outside: bool) -> Option<Self> {
-        let Action::Balance { backends, masquerade } = action(treatment, outside)? else { return None };
+        let Action::Balance { backends, masquerade, .. } = action(treatment, outside)? else { return None };
         Some(Self {
             node_port: matches!(frontend.entry, Entry::NodePort(_)),
             outside,
@@ -354,8 +354,10 @@ fn service_chains(batch: &mut Batch, table: &Table, family: Family, settings: &S
 
 /// A rule that goes on if the source is in none of the pod ranges; `None` if no range of the family is known.
 fn not_a_pod(family: Family, settings: &Settings) -> Option<Rule> {
-    let ranges = settings.pod_ranges.iter().filter(|net| Family::of(&net.addr()) == family);
-    ranges.fold(None, |rule, net| Some(rule.unwrap_or_else(|| Rule::new(family)).source(Is::Not, *net)))
+    settings
+        .detect_local
+        .ranges(family)
+        .fold(None, |rule, net| Some(rule.unwrap_or_else(|| Rule::new(family)).source(Is::Not, *net)))
 }
 
 fn loopback(family: Family) -> Option<IpNet> {

@@ -102,8 +102,6 @@ pub struct TableState {
     picks: Delta<Pick, ()>,
     /// How many verdicts lead to each pick.
     pick_users: HashMap<Pick, usize>,
-    /// How many Services ask for each address of [`Map::ClusterIps`] and [`Map::Hairpin`].
-    address_users: HashMap<(Map, IpAddr), usize>,
     /// The kernel has no table of ours with this layout.
     missing: bool,
     /// It has one with another layout, or one that somebody changed.
@@ -133,7 +131,6 @@ impl TableState {
             maps: Map::ALL.into_iter().map(|map| (map, MapState::default())).collect(),
             picks: Delta::new(),
             pick_users: HashMap::new(),
-            address_users: HashMap::new(),
             missing: true,
             leftover: false,
             starting: false,
@@ -238,26 +235,18 @@ impl TableState {
         }
     }
 
-    /// Some Service asks for an address in [`Map::ClusterIps`] or [`Map::Hairpin`], or no longer does.
+    /// An address is to be in [`Map::ClusterIps`] or [`Map::Hairpin`], or no longer.
     pub fn use_address(&mut self, map: Map, address: IpAddr, used: bool) {
-        let users = self.address_users.entry((map, address)).or_default();
-        *users = if used { *users + 1 } else { users.saturating_sub(1) };
-        let users = *users;
         let key = match map {
             Map::Hairpin => render::hairpin_key(address),
             _ => Value::concat(&[Datum::Addr(address)]),
         };
         let state = self.maps.entry(map).or_default();
-        match (used, users) {
-            (true, 1) => {
-                state.want(key, Mapped::Nothing, None);
-                self.aged_elements.remove(&(map, key));
-            }
-            (false, 0) => {
-                self.address_users.remove(&(map, address));
-                state.unwant(&key);
-            }
-            _ => {}
+        if used {
+            state.want(key, Mapped::Nothing, None);
+            self.aged_elements.remove(&(map, key));
+        } else {
+            state.unwant(&key);
         }
     }
 
