@@ -46,6 +46,15 @@ pub enum Error {
         detail: String,
     },
 
+    /// A program that had to be run did not do it.
+    #[error("cannot {what}: {message}")]
+    Program {
+        /// Which program, and how it was called.
+        what: String,
+        /// What it said, and the line of its input that it said it about.
+        message: String,
+    },
+
     /// A file operation failed.
     #[error("cannot {what}: {source}")]
     Io {
@@ -88,7 +97,7 @@ impl Error {
             Self::Refused { errno, .. } => Some(*errno),
             Self::Overrun { .. } => Some(libc::ENOBUFS),
             Self::Io { source, .. } => source.raw_os_error(),
-            Self::Malformed { .. } | Self::Invalid { .. } => None,
+            Self::Malformed { .. } | Self::Invalid { .. } | Self::Program { .. } => None,
         }
     }
 

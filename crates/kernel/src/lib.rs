@@ -1,10 +1,11 @@
 //! The only access to the kernel: netlink, sysctls, namespaces.
 //!
 //! Each module is a trait, the real thing, and a strict fake that refuses what the kernel refuses. Nothing here runs
-//! another program and nothing needs an async runtime: the kernel answers a netlink request before `send` returns.
+//! another program, but for [`iptables`], and nothing needs an async runtime: the kernel answers a netlink request before `send` returns.
 
 pub mod conntrack;
 mod error;
+pub mod iptables;
 pub mod mount;
 pub mod netlink;
 pub mod nftables;
