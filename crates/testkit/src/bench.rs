@@ -48,10 +48,25 @@ pub fn percentile(times: &[Duration], percent: usize) -> f64 {
 /// # Errors
 /// `/proc` cannot be read, or says something else.
 pub fn resident_memory() -> io::Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"));
+    memory("self", "VmRSS")
+}
+
+/// A memory count of a process, in MB: `VmRSS` is what it uses, `VmHWM` the most that it used so far (`proc(5)`).
+///
+/// # Errors
+/// There is no such process or no such count.
+pub fn memory(process: impl fmt::Display, count: &str) -> io::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(count)?.strip_prefix(':')?.trim().strip_suffix("kB"));
     let kib = line.and_then(|line| line.trim().parse::<f64>().ok());
-    kib.map(|kib| kib * 1024.0 / 1e6).ok_or_else(|| io::Error::other("/proc/self/status has no VmRSS in kB"))
+    kib.map(|kib| kib * 1024.0 / 1e6)
+        .ok_or_else(|| io::Error::other(format!("/proc/{process}/status has no {count} in kB")))
+}
+
+/// The processor time that all threads of this process used, in user mode and in the kernel.
+pub fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 #[cfg(test)]
@@ -67,8 +82,15 @@ mod tests {
     }
 
     #[test]
-    fn a_process_uses_memory() {
-        assert!(resident_memory().unwrap() > 0.1);
+    fn a_process_uses_memory_and_time() {
+        let now = resident_memory().unwrap();
+        assert!(now > 0.1 && memory("self", "VmHWM").unwrap() >= now);
+        assert!(memory("self", "VmNone").is_err());
+        let begin = processor_time();
+        while processor_time() == begin {
+            std::hint::spin_loop();
+        }
+        assert!(processor_time() > begin);
     }
 
     #[test]

@@ -20,8 +20,10 @@ const BENCHES: &[(&str, Option<&str>)] = &[
     ("lab", None),
 ];
 
-/// Runs the named benchmark, or all.
+/// Runs the named benchmark, or all. What follows `--` is for the benchmark.
 pub fn run(args: &[&str]) -> Result<()> {
+    let (args, own) = args.split_at(args.iter().position(|arg| *arg == "--").unwrap_or(args.len()));
+    let own = own.strip_prefix(&["--"]).unwrap_or_default();
     let (mut name, mut file) = (None, None);
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
@@ -36,13 +38,16 @@ pub fn run(args: &[&str]) -> Result<()> {
         let known: Vec<&str> = BENCHES.iter().map(|(bench, _)| *bench).collect();
         bail!("no benchmark {:?}; there are: {}", name.unwrap_or_default(), known.join(", "));
     }
+    if !own.is_empty() && chosen.len() > 1 {
+        bail!("{own:?} is for one benchmark: name it");
+    }
     setup::run()?;
     setup::peers();
     let mut results = Vec::new();
     for (bench, package) in chosen {
         eprintln!("measuring {bench} …");
         match package {
-            Some(package) => results.extend(measured(bench, package)?),
+            Some(package) => results.extend(measured(bench, package, own)?),
             None => results.extend(demo::bench()?),
         }
     }
@@ -56,8 +61,9 @@ pub fn run(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn measured(bench: &str, package: &str) -> Result<Vec<Value>> {
-    let printed = shell::output(&shell::cargo_program(), ["bench", "--quiet", "--package", package, "--bench", bench])?;
+fn measured(bench: &str, package: &str, own: &[&str]) -> Result<Vec<Value>> {
+    let command = [&["bench", "--quiet", "--package", package, "--bench", bench, "--"], own].concat();
+    let printed = shell::output(&shell::cargo_program(), command)?;
     let lines = printed.lines().filter(|line| line.starts_with('{'));
     let results: Vec<Value> =
         lines.map(serde_json::from_str).collect::<Result<_, _>>().context("a benchmark's line")?;

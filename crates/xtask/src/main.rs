@@ -14,8 +14,9 @@ const USAGE: &str = "\
 cargo xtask setup              install what building, testing and the demo need (Debian, root)
 cargo xtask demo [--keep]      set up, build, bring a three-node lab up and run the seed's demos on it
 cargo xtask test [TIER]        set up and run the tests: unit, netns, lab; all of them without TIER
-cargo xtask bench [NAME] [--json FILE]
-                               set up, measure, print a table; one JSON object a line into FILE
+cargo xtask bench [NAME] [--json FILE] [-- ARGUMENTS]
+                               set up, measure, print a table; one JSON object a line into FILE;
+                               ARGUMENTS are the benchmark's own
 cargo xtask layers             check that crates depend on each other only as ARCHITECTURE.md says
 cargo xtask tidy               list files and functions that grew large, folders without a README
 ";

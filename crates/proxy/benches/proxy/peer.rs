@@ -1,0 +1,76 @@
+//! The same rules, loaded by the kernel's usual tools.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio, id},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use podwire_kernel::ns::Namespace;
+
+use super::Result;
+
+/// A tool that needs longer is ended.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A file that goes with its owner.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("podwire-bench-proxy-{}-{name}", id())))
+    }
+}
+
+/// How long the tools need that load such rules from text, given what a mode made in this namespace; each in a new one.
+/// None for modes without such a tool. A tool that was ended has that in its name.
+pub fn load_again(mode: &str) -> Result<Vec<(String, Duration)>> {
+    match mode {
+        "nftables" => by_nft(),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// nft is given what it lists. Only the few rules that look a random number up in a concatenation are left out, for
+/// which its language has no type.
+fn by_nft() -> Result<Vec<(String, Duration)>> {
+    let listed = Command::new("nft").args(["--stateless", "list", "ruleset"]).output()?;
+    if !listed.status.success() {
+        return Err(format!("nft list ruleset: {}", String::from_utf8_lossy(&listed.stderr)).into());
+    }
+    let listed = String::from_utf8(listed.stdout)?;
+    let loadable: Vec<&str> = listed.lines().filter(|line| !line.contains(" map @")).collect();
+    let file = Scratch::new("rules.nft");
+    fs::write(&file.0, loadable.join("\n") + "\n")?;
+    let mut nft = Command::new("nft");
+    nft.arg("-f").arg(&file.0);
+    Ok(vec![timed("nft -f", nft)?])
+}
+
+/// Runs a tool in a new network namespace, for as long as [`PATIENCE`] allows.
+fn timed(name: &str, mut tool: Command) -> Result<(String, Duration)> {
+    let namespace = Namespace::new_net()?;
+    let begin = Instant::now();
+    let started = || tool.stdin(Stdio::null()).spawn().map_err(|error| podwire_kernel::Error::io("start it", error));
+    let mut child: Child = namespace.run(started)?;
+    loop {
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok((name.to_owned(), begin.elapsed())),
+            Some(status) => return Err(format!("{tool:?}: {status}").into()),
+            None if begin.elapsed() > PATIENCE => {
+                child.kill()?;
+                child.wait()?;
+                return Ok((format!("{name} (ended unfinished)"), begin.elapsed()));
+            }
+            None => sleep(Duration::from_millis(1)),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Every mode over its strict fake, made alike.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use podwire_kernel::nftables::Fake;
+use podwire_proxy::mode::{
+    DetectLocal, Mode, Settings,
+    nftables::{
+        Nftables,
+        trace::{self, Fate},
+    },
+};
+use podwire_testkit::packet_table::{self, Outcome, Packet, World};
+
+/// A mode over a fake kernel.
+pub trait Subject {
+    /// The mode.
+    fn mode(&mut self) -> &mut dyn Mode;
+
+    /// Ends the mode and starts another one over the same kernel.
+    fn restart(&mut self);
+
+    /// Ends the kernel's failures.
+    fn heal(&mut self);
+
+    /// What the rules do with a packet.
+    fn traced(&self, world: &World, packet: &Packet) -> Result<Outcome, String>;
+
+    /// Everything in the kernel that depends on the present only: two subjects that were brought to the same world by
+    /// different roads must agree in it.
+    fn shape(&self) -> BTreeSet<String>;
+}
+
+/// A mode's name, and how to make it over an empty kernel that fails one in so many operations.
+pub type Maker = (&'static str, fn(Option<u64>) -> Box<dyn Subject>);
+
+/// Every mode.
+pub const SUBJECTS: &[Maker] = &[("nftables", |fail| Box::new(OverNftables::new(fail)))];
+
+fn settings() -> Settings {
+    Settings { detect_local: DetectLocal::Ranges(vec![packet_table::empty().pods]), ..Settings::default() }
+}
+
+struct OverNftables(Nftables<Fake>);
+
+impl OverNftables {
+    fn new(fail: Option<u64>) -> Self {
+        Self(Nftables::new(fail.map_or_else(Fake::new, |n| Fake::new().failing_one_in(n)), settings()))
+    }
+}
+
+impl Subject for OverNftables {
+    fn mode(&mut self) -> &mut dyn Mode {
+        &mut self.0
+    }
+
+    fn restart(&mut self) {
+        self.0 = Nftables::new(self.0.kernel().clone(), settings());
+    }
+
+    fn heal(&mut self) {
+        self.0.kernel_mut().heal();
+    }
+
+    fn traced(&self, world: &World, packet: &Packet) -> Result<Outcome, String> {
+        let family = podwire_model::Family::of(&packet.to.ip()).into();
+        let name = podwire_kernel::nftables::Table::new(family, podwire_proxy::mode::nftables::render::TABLE);
+        let table = self.0.kernel().ruleset().get(&name).ok_or("there is no table")?;
+        let traced = trace::Packet {
+            source: packet.from,
+            destination: packet.to.ip(),
+            protocol: packet.protocol.number(),
+            port: packet.to.port(),
+        };
+        let fates = trace::trace(table, traced, &world.node_addresses).map_err(|unknown| unknown.to_string())?;
+        let mut sent = BTreeSet::new();
+        for fate in &fates {
+            match fate {
+                Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), *masqueraded)),
+                other if fates.len() > 1 => return Err(format!("{other:?} among {fates:?}")),
+                Fate::Rejected => return Ok(Outcome::Rejected),
+                Fate::Dropped => return Ok(Outcome::Dropped),
+                Fate::Untouched => return Ok(Outcome::Untouched),
+            };
+        }
+        Ok(Outcome::Sent(sent))
+    }
+
+    fn shape(&self) -> BTreeSet<String> {
+        let tables = self.0.kernel().ruleset().iter();
+        let lines = tables.flat_map(|(table, state)| {
+            let chains = state.chains.iter().map(move |(name, chain)| {
+                let rules: Vec<_> = chain.rules.iter().map(|(_, rule)| rule).collect();
+                format!("{table} chain {name} {rules:?}")
+            });
+            let elements = state.sets.iter().flat_map(move |(name, set)| {
+                set.elements.keys().map(move |key| format!("{table} set {name} {:?}", key.as_bytes()))
+            });
+            chains.chain(elements)
+        });
+        lines.collect()
+    }
+}
