@@ -1,7 +1,6 @@
 //! `podwire dns`: the cluster's DNS server, as `coredns -conf Corefile`.
 
 use std::{
-    convert::Infallible,
     fs,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -162,7 +161,7 @@ fn unix_seconds() -> u32 {
 }
 
 fn apply_service(view: &mut View, event: Event<Service>) {
-    match Update::new(event, |object| convert::service(object).map(Some)) {
+    match Update::new(event, convert::service) {
         Update::All(services) => view.replace_services(services),
         Update::One(service) => view.apply_service(service),
         Update::Gone(name) => view.delete_service(&name),
@@ -178,7 +177,7 @@ fn apply_slice(view: &mut View, event: Event<EndpointSlice>) {
 }
 
 fn apply_namespace(view: &mut View, event: Event<Namespace>) {
-    match Update::new(event, |object| Ok::<_, Infallible>(object.metadata.name.as_deref().map(Name::from))) {
+    match Update::new(event, |object| object.metadata.name.as_deref().map(Name::from).into()) {
         Update::All(names) => view.replace_namespaces(names),
         Update::One(name) => view.apply_namespace(name),
         Update::Gone(name) => view.delete_namespace(&name.name),
@@ -186,7 +185,7 @@ fn apply_namespace(view: &mut View, event: Event<Namespace>) {
 }
 
 fn apply_pod(view: &mut View, event: Event<Pod>) {
-    match Update::new(event, |object| Ok::<_, Infallible>(Some(pod_addresses(object)))) {
+    match Update::new(event, |object| Some(pod_addresses(object)).into()) {
         Update::All(pods) => view.replace_pods(pods),
         Update::One((name, addresses)) => view.apply_pod(name, addresses),
         Update::Gone(name) => view.delete_pod(&name),

@@ -198,7 +198,9 @@ impl Daemon {
 
     /// Keeps this node's object, and the lease of every node that has one.
     fn learn(&mut self, object: &core::Node) -> Option<Name> {
-        let node = convert::node(object).inspect_err(|error| warn!(%error, "node ignored")).ok()?;
+        let read = convert::node(object);
+        read.problems.iter().for_each(|problem| warn!("{problem}"));
+        let node = read.value?;
         match self.keys.read(&node, Family::V4) {
             Ok(Some(lease)) => self.leases.insert(node.name.clone(), lease),
             Ok(None) => self.leases.remove(&node.name),

@@ -8,7 +8,8 @@ use std::{path::PathBuf, pin::pin, sync::mpsc};
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
 use podwire_k8s::{
-    Client, Event, convert,
+    Client, Event,
+    convert::{self, Read},
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
     kube::{Api, runtime::watcher},
 };
@@ -132,16 +133,19 @@ async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, state: 
 }
 
 /// A Service as the proxy takes it; says which part of it is not carried.
-fn served_service(object: &core::Service) -> Result<Option<Service>, convert::Invalid> {
-    let service = convert::service(object)?;
-    if !service.source_ranges.is_empty() && !service.load_balancer.is_empty() {
+fn served_service(object: &core::Service) -> Read<Service> {
+    let read = convert::service(object);
+    if let Some(service) = &read.value
+        && !service.source_ranges.is_empty()
+        && !service.load_balancer.is_empty()
+    {
         warn!(
             "Service {}: spec.loadBalancerSourceRanges is not supported yet; its load-balancer addresses are not served, \
              unless a range allows all",
             service.name
         );
     }
-    Ok(Some(service))
+    read
 }
 
 /// What an event says about this node.
@@ -151,12 +155,10 @@ fn this_node(event: Event<core::Node>, name: &str) -> Option<Node> {
         Event::Applied(object) => vec![object],
         Event::Deleted(_) => Vec::new(),
     };
-    let nodes = objects.iter().filter_map(|object| match convert::node(object) {
-        Ok(node) => Some(node),
-        Err(error) => {
-            warn!("{error}");
-            None
-        }
+    let nodes = objects.iter().filter_map(|object| {
+        let read = convert::node(object);
+        read.problems.iter().for_each(|problem| warn!("{problem}"));
+        read.value
     });
     nodes.into_iter().find(|node| &*node.name == name)
 }

@@ -1,165 +1,241 @@
 //! API objects into `podwire-model` values.
 //!
-//! An object that cannot carry traffic as written is an [`Invalid`] that names the object and the field; the caller
-//! reports it and goes on with the others. Entries that merely add nothing (an endpoint without an address, a port
-//! without a number) are left out.
+//! What carries no traffic as written is left out and named in a [`Problem`]; the rest of the object is used. Only an
+//! object that means nothing at all is refused whole. Entries that merely add nothing (an endpoint without an address,
+//! a port without a number) are left out silently.
 
-use std::{net::IpAddr, str::FromStr, time::Duration};
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use podwire_model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, LoadBalancerIngress, Name, Node, ObjectName, Protocol, Service,
-    ServicePort, ServiceType, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Family, IpNet, LoadBalancerIngress, Name, Node, ObjectName, Problem,
+    Service, ServicePort, ServiceType, TrafficPolicy,
 };
 
-/// Default of `sessionAffinityConfig.clientIP.timeoutSeconds` (Kubernetes API, `DefaultClientIPServiceAffinitySeconds`).
-const DEFAULT_AFFINITY_SECONDS: u64 = 10_800;
+use reader::Reader;
 
-/// A field of an object has no meaning that traffic could follow.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} {object}: {field}: {problem}")]
-pub struct Invalid {
-    /// `Service`, `EndpointSlice` or `Node`.
-    pub kind: &'static str,
-    /// `namespace/name`, or the name alone.
-    pub object: String,
-    /// The field's path, for example `spec.clusterIPs`.
-    pub field: String,
-    /// What is wrong with its value.
-    pub problem: String,
+/// Default of `sessionAffinityConfig.clientIP.timeoutSeconds` (Kubernetes API, `DefaultClientIPServiceAffinitySeconds`).
+const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
+/// Its maximum (`MaxClientIPServiceAffinitySeconds`).
+const MAX_AFFINITY_SECONDS: i32 = 86_400;
+/// How many endpoints the API allows in one slice.
+const MAX_ENDPOINTS: usize = 1000;
+
+/// What an object of the API says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read<T> {
+    /// Its value; `None` if it means nothing to us.
+    pub value: Option<T>,
+    /// What could not be used of it; why there is no value, if that is an error.
+    pub problems: Vec<Problem>,
 }
 
-/// Converts a Service.
-pub fn service(object: &core::Service) -> Result<Service, Invalid> {
+impl<T> From<Option<T>> for Read<T> {
+    /// Nothing is wrong with it.
+    fn from(value: Option<T>) -> Self {
+        Self { value, problems: Vec::new() }
+    }
+}
+
+/// Reads a Service.
+pub fn service(object: &core::Service) -> Read<Service> {
     let name = object_name(&object.metadata);
-    let at = Place { kind: "Service", object: name.to_string() };
+    let mut reader = Reader::new("Service", &name);
     let spec = object.spec.clone().unwrap_or_default();
-    let declared = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
-    let headless = declared.iter().any(|ip| ip == "None");
-    let assigned = declared.iter().filter(|ip| *ip != "None" && !ip.is_empty());
     let kind = match spec.type_.as_deref() {
         None | Some("" | "ClusterIP") => ServiceType::ClusterIp,
         Some("NodePort") => ServiceType::NodePort,
         Some("LoadBalancer") => ServiceType::LoadBalancer,
-        Some("ExternalName") => ServiceType::ExternalName(spec.external_name.unwrap_or_default().into()),
-        Some(other) => return Err(at.invalid("spec.type", format!("unknown type {other:?}"))),
+        Some("ExternalName") => ServiceType::ExternalName(spec.external_name.clone().unwrap_or_default().into()),
+        Some(other) => {
+            reader.problem("spec.type", format!("{other:?} is not a type"), "the Service is not served");
+            return reader.done(None);
+        }
     };
-    let timeout = spec.session_affinity_config.and_then(|c| c.client_ip).and_then(|c| c.timeout_seconds);
-    let timeout = timeout.and_then(|s| u64::try_from(s).ok()).unwrap_or(DEFAULT_AFFINITY_SECONDS);
-    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| Duration::from_secs(timeout));
-    Ok(Service {
+    let declared = spec.cluster_ips.clone().unwrap_or_else(|| spec.cluster_ip.clone().into_iter().collect());
+    let (source_ranges, closed) = source_ranges(&mut reader, &spec);
+    let service = Service {
         kind,
-        cluster_ips: at.parse_all("spec.clusterIPs", assigned)?,
-        headless,
-        ports: service_ports(&at, &spec.ports.unwrap_or_default())?,
-        external_ips: at.parse_all("spec.externalIPs", spec.external_ips.iter().flatten())?,
-        load_balancer: load_balancer(&at, object.status.as_ref())?,
-        source_ranges: at.parse_all(
-            "spec.loadBalancerSourceRanges",
-            spec.load_balancer_source_ranges.iter().flatten().map(|range| range.trim()),
-        )?,
-        internal_policy: policy(spec.internal_traffic_policy.as_deref()),
-        external_policy: policy(spec.external_traffic_policy.as_deref()),
-        client_ip_affinity: affinity,
+        cluster_ips: cluster_ips(&mut reader, &declared),
+        headless: declared.iter().any(|ip| ip == "None"),
+        ports: service_ports(&mut reader, spec.ports.as_deref().unwrap_or_default()),
+        external_ips: reader.addresses("spec.externalIPs", spec.external_ips.iter().flatten()),
+        load_balancer: if closed { Vec::new() } else { load_balancer(&mut reader, object.status.as_ref()) },
+        source_ranges,
+        internal_policy: policy(&mut reader, "spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
+        external_policy: policy(&mut reader, "spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref()),
+        client_ip_affinity: affinity(&mut reader, &spec),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
-        health_check_node_port: spec.health_check_node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0),
+        health_check_node_port: spec
+            .health_check_node_port
+            .filter(|port| *port != 0)
+            .and_then(|port| reader.port("spec.healthCheckNodePort", port, "there is no health check")),
         other_proxy: label(&object.metadata, "service.kubernetes.io/service-proxy-name").is_some(),
         name,
-    })
+    };
+    reader.done(Some(service))
 }
 
-/// Converts an EndpointSlice. `Ok(None)` when it belongs to no Service or its addresses are names (`FQDN`).
-pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Result<Option<EndpointSlice>, Invalid> {
+/// Reads an EndpointSlice. No value when it belongs to no Service or its addresses are names (`FQDN`).
+pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Read<EndpointSlice> {
     let name = object_name(&object.metadata);
-    let at = Place { kind: "EndpointSlice", object: name.to_string() };
+    let mut reader = Reader::new("EndpointSlice", &name);
     let Some(service) = label(&object.metadata, "kubernetes.io/service-name").filter(|s| !s.is_empty()) else {
-        return Ok(None);
+        return reader.done(None);
     };
     let family = match object.address_type.as_str() {
         "IPv4" => Family::V4,
         "IPv6" => Family::V6,
-        "FQDN" => return Ok(None),
-        other => return Err(at.invalid("addressType", format!("unknown type {other:?}"))),
-    };
-    let ports = object.ports.iter().flatten().filter_map(|port| {
-        let number = port.port?;
-        Some(endpoint_port(&at, port, number))
-    });
-    let endpoints = object.endpoints.iter().flatten();
-    let endpoints = endpoints.filter_map(|e| Some((e, e.addresses.first()?))).map(|(e, address)| {
-        let address: IpAddr = at.parse("endpoints.addresses", address)?;
-        if Family::of(&address) != family {
-            return Err(at.invalid("endpoints.addresses", format!("{address} is not {}", object.address_type)));
+        "FQDN" => return reader.done(None),
+        other => {
+            reader.problem("addressType", format!("{other:?} is not a type"), "the slice is not used");
+            return reader.done(None);
         }
-        Ok(endpoint(e, address, &name.namespace))
-    });
-    Ok(Some(EndpointSlice {
+    };
+    let ports = object.ports.iter().flatten().filter_map(|port| endpoint_port(&mut reader, port, port.port?));
+    let slice = EndpointSlice {
         service: service.into(),
         family,
         headless: label(&object.metadata, "service.kubernetes.io/headless").is_some(),
-        ports: ports.collect::<Result<_, _>>()?,
-        endpoints: endpoints.collect::<Result<_, _>>()?,
+        ports: ports.collect(),
+        endpoints: endpoints(&mut reader, object.endpoints.as_deref().unwrap_or_default(), family, &name.namespace),
         name,
-    }))
+    };
+    reader.done(Some(slice))
 }
 
-/// Converts a Node.
-pub fn node(object: &core::Node) -> Result<Node, Invalid> {
-    let name: Name = object.metadata.name.as_deref().unwrap_or_default().into();
-    let at = Place { kind: "Node", object: name.to_string() };
+/// Reads a Node.
+pub fn node(object: &core::Node) -> Read<Node> {
+    let name = object_name(&object.metadata);
+    let mut reader = Reader::new("Node", &name);
     let spec = object.spec.clone().unwrap_or_default();
     let cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
     let addresses = object.status.iter().flat_map(|s| s.addresses.iter().flatten());
     let internal = addresses.filter(|a| a.type_ == "InternalIP").map(|a| &a.address);
-    Ok(Node {
-        internal_ips: at.parse_all("status.addresses", internal)?,
-        pod_cidrs: at.parse_all("spec.podCIDRs", cidrs.iter())?,
+    let node = Node {
+        internal_ips: reader.addresses("status.addresses", internal),
+        pod_cidrs: cidrs.iter().filter_map(|cidr| reader.parse("spec.podCIDRs", cidr)).collect(),
         zone: label(&object.metadata, "topology.kubernetes.io/zone").map(Name::from),
         annotations: object.metadata.annotations.clone().unwrap_or_default(),
         deleting: object.metadata.deletion_timestamp.is_some(),
-        name,
-    })
+        name: name.name,
+    };
+    reader.done(Some(node))
 }
 
-/// Namespace and name of any namespaced object.
+/// Namespace and name of any object.
 pub fn object_name(meta: &ObjectMeta) -> ObjectName {
     ObjectName::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-fn service_ports(at: &Place, ports: &[core::ServicePort]) -> Result<Vec<ServicePort>, Invalid> {
-    let convert = |port: &core::ServicePort| {
-        Ok(ServicePort {
+/// At most one of each family.
+fn cluster_ips(reader: &mut Reader, declared: &[String]) -> Vec<IpAddr> {
+    let field = "spec.clusterIPs";
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in declared.iter().filter(|ip| *ip != "None" && !ip.is_empty()) {
+        let Some(address) = reader.address(field, text) else { continue };
+        match addresses.iter().find(|other| Family::of(other) == Family::of(&address)) {
+            None => addresses.push(address),
+            Some(first) => {
+                reader.problem(field, format!("{address} is of the same family as {first}"), "the first one is used");
+            }
+        }
+    }
+    addresses
+}
+
+fn service_ports(reader: &mut Reader, ports: &[core::ServicePort]) -> Vec<ServicePort> {
+    let mut seen = HashSet::new();
+    let mut convert = |port: &core::ServicePort| {
+        let protocol = reader.protocol("spec.ports.protocol", port.protocol.as_deref())?;
+        let number = reader.port("spec.ports.port", port.port, "the port is not served")?;
+        if !seen.insert((protocol, number)) {
+            reader.problem("spec.ports", format!("{number}/{protocol} is there twice"), "the first one is served");
+            return None;
+        }
+        let node_port = port.node_port.filter(|node_port| *node_port != 0);
+        Some(ServicePort {
             name: port.name.as_deref().unwrap_or_default().into(),
-            protocol: protocol(at, port.protocol.as_deref())?,
-            port: port_number(at, "spec.ports.port", port.port)?,
-            node_port: match port.node_port {
-                None | Some(0) => None,
-                Some(number) => Some(port_number(at, "spec.ports.nodePort", number)?),
-            },
+            protocol,
+            port: number,
+            node_port: node_port.and_then(|n| reader.port("spec.ports.nodePort", n, "there is no node port")),
         })
     };
-    ports.iter().map(convert).collect()
+    ports.iter().filter_map(&mut convert).collect()
 }
 
-fn load_balancer(at: &Place, status: Option<&core::ServiceStatus>) -> Result<Vec<LoadBalancerIngress>, Invalid> {
+/// The ranges that can be read, and whether nobody may enter: ranges were asked for, and none can be read.
+fn source_ranges(reader: &mut Reader, spec: &core::ServiceSpec) -> (Vec<IpNet>, bool) {
+    let field = "spec.loadBalancerSourceRanges";
+    let written = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    // The API's validation lets white space pass.
+    let ranges: Vec<IpNet> = written.iter().filter_map(|range| reader.parse(field, range.trim())).collect();
+    let closed = ranges.is_empty() && !written.is_empty();
+    if closed {
+        let what = "none of the ranges can be read".to_owned();
+        reader.problem(field, what, "the load balancer's addresses are not served: they would be open to everyone");
+    }
+    (ranges, closed)
+}
+
+fn affinity(reader: &mut Reader, spec: &core::ServiceSpec) -> Option<Duration> {
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let asked = config.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS);
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let seconds = asked.clamp(1, MAX_AFFINITY_SECONDS);
+    if seconds != asked {
+        let what = format!("{asked} is not between 1 and {MAX_AFFINITY_SECONDS}");
+        reader.problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", what, "the nearest of them is used");
+    }
+    u64::try_from(seconds).ok().map(Duration::from_secs)
+}
+
+fn load_balancer(reader: &mut Reader, status: Option<&core::ServiceStatus>) -> Vec<LoadBalancerIngress> {
     let ingress = status.and_then(|s| s.load_balancer.as_ref()).and_then(|l| l.ingress.as_deref()).unwrap_or_default();
-    let with_address = ingress.iter().filter_map(|i| Some((i, i.ip.as_deref()?)));
+    let with_address = ingress.iter().filter_map(|i| Some((i, i.ip.as_deref().filter(|ip| !ip.is_empty())?)));
     let convert = |(i, ip): (&core::LoadBalancerIngress, &str)| {
-        let ip = at.parse("status.loadBalancer.ingress.ip", ip)?;
-        Ok(LoadBalancerIngress { ip, proxied: i.ip_mode.as_deref() == Some("Proxy") })
+        let ip = reader.usable_address("status.loadBalancer.ingress.ip", ip)?;
+        Some(LoadBalancerIngress { ip, proxied: i.ip_mode.as_deref() == Some("Proxy") })
     };
-    with_address.map(convert).collect()
+    with_address.filter_map(convert).collect()
 }
 
-fn endpoint_port(at: &Place, port: &discovery::EndpointPort, number: i32) -> Result<EndpointPort, Invalid> {
-    Ok(EndpointPort {
+fn endpoint_port(reader: &mut Reader, port: &discovery::EndpointPort, number: i32) -> Option<EndpointPort> {
+    Some(EndpointPort {
         name: port.name.as_deref().unwrap_or_default().into(),
-        protocol: protocol(at, port.protocol.as_deref())?,
-        port: port_number(at, "ports.port", number)?,
+        protocol: reader.protocol("ports.protocol", port.protocol.as_deref())?,
+        port: reader.port("ports.port", number, "no endpoint of the slice is used for it")?,
     })
+}
+
+fn endpoints(reader: &mut Reader, objects: &[discovery::Endpoint], family: Family, namespace: &Name) -> Vec<Endpoint> {
+    let field = "endpoints.addresses";
+    if objects.len() > MAX_ENDPOINTS {
+        let what = format!("{} endpoints in one slice, {MAX_ENDPOINTS} are allowed", objects.len());
+        reader.problem("endpoints", what, "all are used");
+    }
+    let mut seen = HashSet::new();
+    let mut convert = |object: &discovery::Endpoint| {
+        let address = reader.usable_address(field, object.addresses.first()?)?;
+        if Family::of(&address) != family {
+            reader.problem(field, format!("{address} is not of the slice's addressType"), reader::LEFT_OUT);
+            return None;
+        }
+        if !seen.insert(address) {
+            reader.problem(field, format!("{address} is there twice"), "it counts once");
+        }
+        Some(endpoint(object, address, namespace))
+    };
+    objects.iter().filter_map(&mut convert).collect()
 }
 
 fn endpoint(object: &discovery::Endpoint, address: IpAddr, namespace: &Name) -> Endpoint {
@@ -170,7 +246,7 @@ fn endpoint(object: &discovery::Endpoint, address: IpAddr, namespace: &Name) -> 
     Endpoint {
         address,
         ready,
-        serving: conditions.serving.unwrap_or(ready),
+        serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         hostname: object.hostname.as_deref().filter(|h| !h.is_empty()).map(Name::from),
         node: object.node_name.as_deref().map(Name::from),
@@ -184,152 +260,17 @@ fn endpoint(object: &discovery::Endpoint, address: IpAddr, namespace: &Name) -> 
     }
 }
 
-fn protocol(at: &Place, text: Option<&str>) -> Result<Protocol, Invalid> {
-    at.parse("ports.protocol", text.filter(|p| !p.is_empty()).unwrap_or("TCP"))
-}
-
-fn port_number(at: &Place, field: &str, number: i32) -> Result<u16, Invalid> {
-    let valid = u16::try_from(number).ok().filter(|n| *n != 0);
-    valid.ok_or_else(|| at.invalid(field, format!("{number} is not a port: 1 to 65535")))
-}
-
-fn policy(text: Option<&str>) -> TrafficPolicy {
-    if text == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
+fn policy(reader: &mut Reader, field: &'static str, text: Option<&str>) -> TrafficPolicy {
+    match text {
+        Some("Local") => TrafficPolicy::Local,
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some(other) => {
+            reader.problem(field, format!("{other:?} is not a policy"), "it counts as Cluster");
+            TrafficPolicy::Cluster
+        }
+    }
 }
 
 fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(key).map(String::as_str)
-}
-
-/// The object under conversion, for errors.
-struct Place {
-    kind: &'static str,
-    object: String,
-}
-
-impl Place {
-    fn invalid(&self, field: &str, problem: String) -> Invalid {
-        Invalid { kind: self.kind, object: self.object.clone(), field: field.to_owned(), problem }
-    }
-
-    fn parse<T: FromStr<Err: std::fmt::Display>>(&self, field: &str, text: &str) -> Result<T, Invalid> {
-        text.parse().map_err(|error| self.invalid(field, format!("{text:?}: {error}")))
-    }
-
-    fn parse_all<T, S>(&self, field: &str, texts: impl Iterator<Item = S>) -> Result<Vec<T>, Invalid>
-    where
-        T: FromStr<Err: std::fmt::Display>,
-        S: AsRef<str>,
-    {
-        texts.map(|text| self.parse(field, text.as_ref())).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
-        serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn a_node_port_service_keeps_its_addresses_and_ports() {
-        let object = from(json!({
-            "metadata": {"namespace": "default", "name": "myservice"},
-            "spec": {
-                "type": "NodePort", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
-                "externalIPs": ["172.25.2.100"], "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
-                "loadBalancerSourceRanges": [" 10.0.0.0/8 "],
-                "ports": [{"port": 80, "targetPort": "web", "nodePort": 30080, "name": "http"}, {"port": 53, "protocol": "UDP"}]
-            },
-            "status": {"loadBalancer": {"ingress": [{"ip": "172.25.2.200", "ipMode": "Proxy"}, {"hostname": "lb"}]}}
-        }));
-        let service = service(&object).unwrap();
-        assert_eq!(service.name, ObjectName::new("default", "myservice"));
-        assert_eq!(service.kind, ServiceType::NodePort);
-        assert_eq!(service.cluster_ip(Family::V4), Some("10.96.0.7".parse().unwrap()));
-        assert_eq!(service.external_ips, ["172.25.2.100".parse::<IpAddr>().unwrap()]);
-        assert_eq!(service.client_ip_affinity, Some(Duration::from_secs(10_800)));
-        assert_eq!(service.external_policy, TrafficPolicy::Local);
-        assert_eq!(service.internal_policy, TrafficPolicy::Cluster);
-        assert_eq!(service.source_ranges, ["10.0.0.0/8".parse().unwrap()]);
-        assert_eq!(service.load_balancer, [LoadBalancerIngress { ip: "172.25.2.200".parse().unwrap(), proxied: true }]);
-        assert_eq!((service.ports[0].port, service.ports[0].node_port), (80, Some(30080)));
-        assert_eq!((service.ports[1].protocol, &*service.ports[1].name), (Protocol::Udp, ""));
-    }
-
-    #[test]
-    fn headless_and_external_name_services_have_no_address() {
-        let headless = from(json!({"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "clusterIPs": ["None"]}}));
-        let headless = service(&headless).unwrap();
-        assert!(headless.headless && headless.cluster_ips.is_empty());
-        let alias = from(
-            json!({"metadata": {"name": "e"}, "spec": {"type": "ExternalName", "externalName": "www.westos.org"}}),
-        );
-        let alias = service(&alias).unwrap();
-        assert_eq!(alias.kind, ServiceType::ExternalName("www.westos.org".into()));
-        assert!(!alias.headless && alias.cluster_ips.is_empty());
-    }
-
-    #[test]
-    fn what_traffic_cannot_follow_is_named() {
-        let bad =
-            |spec| service(&from(json!({"metadata": {"namespace": "n", "name": "s"}, "spec": spec}))).unwrap_err();
-        assert_eq!(
-            bad(json!({"ports": [{"port": 70000}]})).to_string(),
-            "Service n/s: spec.ports.port: 70000 is not a port: 1 to 65535"
-        );
-        assert_eq!(bad(json!({"type": "Odd"})).field, "spec.type");
-        assert_eq!(bad(json!({"clusterIPs": ["10.96.0"]})).field, "spec.clusterIPs");
-        assert_eq!(bad(json!({"ports": [{"port": 1, "protocol": "ICMP"}]})).field, "ports.protocol");
-    }
-
-    #[test]
-    fn slice_conditions_default_as_the_api_says() {
-        let object = from(json!({
-            "metadata": {"namespace": "default", "name": "s-x", "labels": {"kubernetes.io/service-name": "s"}},
-            "addressType": "IPv4", "ports": [{"port": 80, "name": ""}, {"name": "any"}],
-            "endpoints": [
-                {"addresses": ["10.244.0.2", "10.244.0.9"]},
-                {"addresses": ["10.244.1.2"], "nodeName": "node2", "conditions": {"ready": false, "serving": true, "terminating": true},
-                 "targetRef": {"kind": "Pod", "name": "p"}},
-                {"addresses": []}
-            ]
-        }));
-        let slice = endpoint_slice(&object).unwrap().unwrap();
-        assert_eq!(slice.service_name(), ObjectName::new("default", "s"));
-        assert_eq!(slice.ports.len(), 1, "a port without a number serves nothing");
-        assert_eq!(slice.endpoints[0], Endpoint::ready("10.244.0.2".parse().unwrap()));
-        let leaving = &slice.endpoints[1];
-        assert_eq!((leaving.ready, leaving.serving, leaving.terminating), (false, true, true));
-        assert_eq!(leaving.pod, Some(ObjectName::new("default", "p")));
-        assert_eq!(slice.endpoints.len(), 2);
-    }
-
-    #[test]
-    fn slices_of_no_service_are_left_out_and_wrong_families_refused() {
-        let orphan = from(json!({"metadata": {"name": "x"}, "addressType": "IPv4", "endpoints": []}));
-        assert_eq!(endpoint_slice(&orphan), Ok(None));
-        let mixed = from(json!({
-            "metadata": {"name": "x", "labels": {"kubernetes.io/service-name": "s"}},
-            "addressType": "IPv4", "endpoints": [{"addresses": ["fd00::1"]}]
-        }));
-        assert_eq!(endpoint_slice(&mixed).unwrap_err().problem, "fd00::1 is not IPv4");
-    }
-
-    #[test]
-    fn nodes_keep_internal_addresses_and_ranges() {
-        let object = from(json!({
-            "metadata": {"name": "node1", "annotations": {"a": "b"}},
-            "spec": {"podCIDR": "10.244.0.0/24"},
-            "status": {"addresses": [{"type": "Hostname", "address": "node1"}, {"type": "InternalIP", "address": "172.25.2.1"}]}
-        }));
-        let node = node(&object).unwrap();
-        assert_eq!(node.internal_ips, ["172.25.2.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(node.pod_cidrs, ["10.244.0.0/24".parse().unwrap()]);
-        assert_eq!(node.annotations["a"], "b");
-    }
 }

@@ -9,6 +9,7 @@ mod endpoint;
 mod lease;
 mod name;
 mod node;
+mod problem;
 mod service;
 
 pub use endpoint::{Endpoint, EndpointPort, EndpointSlice, PodRef};
@@ -16,4 +17,5 @@ pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lease::Lease;
 pub use name::{Family, Name, ObjectName, Protocol, UnknownProtocol};
 pub use node::Node;
+pub use problem::Problem;
 pub use service::{LoadBalancerIngress, Service, ServicePort, ServiceType, TrafficPolicy};

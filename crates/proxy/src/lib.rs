@@ -8,9 +8,11 @@
 //! kernel's languages. Nothing here reads a clock or a socket: a mode reaches the kernel by a trait of
 //! `podwire-kernel`.
 
+mod endpoints;
 mod error;
 pub mod mode;
 pub mod plan;
+mod problems;
 mod routes;
 mod select;
 mod track;

@@ -2,19 +2,14 @@
 //!
 //! The rules are those of ServiceSpec and kube-proxy 1.36.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc, time::Duration};
 
-use podwire_model::{
-    EndpointSlice, Family, IpNet, Name, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
-};
+use podwire_model::{Family, IpNet, Name, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
 
-use crate::select::{Candidates, Chosen};
+use crate::{endpoints::Slice, select::Candidates};
+
+/// The longest time that a client may keep its endpoint (Kubernetes API, `MaxClientIPServiceAffinitySeconds`).
+const MAX_AFFINITY: Duration = Duration::from_secs(86_400);
 
 /// Where this proxy runs, as far as policies ask.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,6 +20,8 @@ pub struct Me {
     pub zone: Option<Name>,
     /// The node's own addresses.
     pub addresses: Vec<IpAddr>,
+    /// The ranges of the node's pods (`spec.podCIDRs`).
+    pub pod_ranges: Vec<IpNet>,
     /// Masquerade pods' traffic to cluster IPs as well (`masqueradeAll`).
     pub masquerade_all: bool,
 }
@@ -132,78 +129,150 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
-/// Everything about one Service.
+/// Everything about one Service. Lists are sorted, and hold everything once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServicePlan {
     /// The ways in.
-    pub frontends: BTreeMap<Frontend, Treatment>,
+    pub frontends: Vec<(Frontend, Treatment)>,
     /// Its cluster IPs: traffic to other ports of theirs is refused.
-    pub cluster_ips: BTreeSet<IpAddr>,
-    /// Backends that may run on this node: masqueraded when they reach themselves.
-    pub hairpin: BTreeSet<IpAddr>,
+    pub cluster_ips: Vec<IpAddr>,
+    /// Backends that may reach themselves through this node: masqueraded when they do.
+    pub hairpin: Vec<IpAddr>,
     /// What load balancers ask, if they do.
     pub health_check: Option<HealthCheck>,
 }
 
 /// Plans `service` from its slices. Empty for Services that this proxy does not serve: headless, ExternalName, or
 /// labelled for another proxy.
-pub fn plan<'a>(service: &Service, slices: impl IntoIterator<Item = &'a EndpointSlice>, me: &Me) -> ServicePlan {
+pub fn plan(service: &Service, slices: &[Slice], me: &Me) -> ServicePlan {
     let mut plan = ServicePlan::default();
     if service.headless || service.other_proxy || matches!(service.kind, ServiceType::ExternalName(_)) {
         return plan;
     }
-    let slices: Vec<_> = slices.into_iter().filter(|slice| !slice.headless).collect();
-    let mut local = BTreeSet::new();
+    let mut ready_here = 0;
     for family in [Family::V4, Family::V6] {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
-        plan.cluster_ips.insert(cluster_ip);
+        plan.cluster_ips.push(cluster_ip);
+        let mut of_family = BTreeSet::new();
         for port in &service.ports {
-            let candidates = Candidates::gather(&slices, family, port, me);
-            plan.hairpin.extend(candidates.possibly_local());
-            local.extend(candidates.ready_here());
-            let chosen = candidates.choose();
-            let masquerade = if me.masquerade_all { Masquerade::Always } else { Masquerade::OffCluster };
-            let internal = balance(&chosen, service.internal_policy, masquerade);
-            add_port(&mut plan, (service, port), (&chosen, me), (cluster_ip, internal));
+            let candidates = Candidates::gather(slices, family, port, me);
+            of_family.extend(candidates.ready_here());
+            Port { service, port, family, chosen: Chosen::new(service, &candidates), me }.add(&mut plan, cluster_ip);
+            plan.hairpin.extend(candidates.here());
         }
+        // A pod with an address of each family is one endpoint.
+        ready_here = ready_here.max(of_family.len());
     }
+    // Of equal ones the last that was added holds.
+    plan.frontends.reverse();
+    plan.frontends.sort_by_key(|(frontend, _)| *frontend);
+    plan.frontends.dedup_by_key(|(frontend, _)| *frontend);
+    plan.frontends.shrink_to_fit();
+    plan.hairpin.sort_unstable();
+    plan.hairpin.dedup();
+    plan.hairpin.shrink_to_fit();
     let asked = service
         .health_check_node_port
         .filter(|_| service.kind == ServiceType::LoadBalancer && service.external_policy == TrafficPolicy::Local);
-    plan.health_check = asked.map(|port| HealthCheck { port, local_endpoints: local.len() });
+    plan.health_check = asked.map(|port| HealthCheck { port, local_endpoints: ready_here });
     plan
 }
 
-fn add_port(
-    plan: &mut ServicePlan,
-    (service, port): (&Service, &ServicePort),
-    (chosen, me): (&Chosen, &Me),
-    (cluster_ip, internal): (IpAddr, Action),
-) {
-    let family = Family::of(&cluster_ip);
-    let label = label(&service.name, port);
-    let treatment = |(inside, outside): (Action, Option<Action>), sources| Treatment {
-        label: label.clone(),
-        inside,
-        outside,
-        affinity: service.client_ip_affinity,
-        sources,
-    };
-    let mut add = |entry, number, treatment| {
-        plan.frontends.insert(Frontend { entry, protocol: port.protocol, port: number }, treatment);
-    };
-    let of_family = |address: &IpAddr| Family::of(address) == family;
-    for address in load_balancer_addresses(service).filter(of_family) {
-        add(Entry::Address(address), port.port, treatment(external(service, chosen), sources(service, address, me)));
+/// The endpoints that get traffic.
+struct Chosen {
+    /// For policy Cluster.
+    cluster: Arc<[Backend]>,
+    /// For policy Local; empty if no policy of the Service is Local.
+    local: Arc<[Backend]>,
+}
+
+impl Chosen {
+    fn new(service: &Service, candidates: &Candidates) -> Self {
+        let cluster = candidates.cluster();
+        let asked = service.internal_policy == TrafficPolicy::Local || service.external_policy == TrafficPolicy::Local;
+        let local = if asked { candidates.local() } else { Arc::default() };
+        Self { local: if local == cluster { cluster.clone() } else { local }, cluster }
     }
-    for address in service.external_ips.iter().copied().filter(of_family) {
-        add(Entry::Address(address), port.port, treatment(external(service, chosen), None));
+
+    fn balance(&self, policy: TrafficPolicy, masquerade: Masquerade) -> Action {
+        let backends = match policy {
+            TrafficPolicy::Cluster => &self.cluster,
+            TrafficPolicy::Local => &self.local,
+        };
+        if !backends.is_empty() {
+            Action::Balance { policy, backends: backends.clone(), masquerade }
+        } else if self.cluster.is_empty() {
+            Action::Reject
+        } else {
+            Action::Drop
+        }
     }
-    if let Some(node_port) = port.node_port {
-        add(Entry::NodePort(family), node_port, treatment(external(service, chosen), None));
+}
+
+/// One port of a Service in one family.
+struct Port<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    family: Family,
+    chosen: Chosen,
+    me: &'a Me,
+}
+
+impl Port<'_> {
+    /// Adds its frontends: where the Service names one address twice, the later one holds.
+    fn add(&self, plan: &mut ServicePlan, cluster_ip: IpAddr) {
+        let (service, port) = (self.service, self.port);
+        let label = label(&service.name, port);
+        let affinity = service.client_ip_affinity.map(|time| time.min(MAX_AFFINITY));
+        let treatment = |(inside, outside): (Action, Option<Action>), sources| Treatment {
+            label: label.clone(),
+            inside,
+            outside,
+            affinity,
+            sources,
+        };
+        let mut add = |entry, number, treatment| {
+            plan.frontends.push((Frontend { entry, protocol: port.protocol, port: number }, treatment));
+        };
+        let of_family = |address: &IpAddr| Family::of(address) == self.family;
+        if let Some(node_port) = port.node_port {
+            add(Entry::NodePort(self.family), node_port, treatment(self.external(), None));
+        }
+        for address in service.external_ips.iter().copied().filter(of_family) {
+            add(Entry::Address(address), port.port, treatment(self.external(), None));
+        }
+        // After external addresses: one that is the load balancer's as well is open to the same sources only.
+        for address in load_balancer_addresses(service).filter(of_family) {
+            add(Entry::Address(address), port.port, treatment(self.external(), sources(service, address, self.me)));
+        }
+        // Last: an external address that repeats the cluster IP does not change what the cluster IP means.
+        let masquerade = if self.me.masquerade_all { Masquerade::Always } else { Masquerade::OffCluster };
+        let internal = self.chosen.balance(service.internal_policy, masquerade);
+        add(Entry::Address(cluster_ip), port.port, treatment((internal, None), None));
+        self.add_hairpin(plan);
     }
-    // Last: an external address that repeats the cluster IP does not change what the cluster IP means.
-    add(Entry::Address(cluster_ip), port.port, treatment((internal, None), None));
+
+    /// What happens at node ports and external addresses: to pods and this node, and to others if that differs.
+    fn external(&self) -> (Action, Option<Action>) {
+        match self.service.external_policy {
+            TrafficPolicy::Cluster => (self.chosen.balance(TrafficPolicy::Cluster, Masquerade::Always), None),
+            TrafficPolicy::Local => (
+                self.chosen.balance(TrafficPolicy::Cluster, Masquerade::OffCluster),
+                Some(self.chosen.balance(TrafficPolicy::Local, Masquerade::Never)),
+            ),
+        }
+    }
+
+    /// With policy Local, pods of other nodes too reach every endpoint through this node without being masqueraded, and
+    /// so may reach themselves.
+    fn add_hairpin(&self, plan: &mut ServicePlan) {
+        let from_outside = self.port.node_port.is_some()
+            || !self.service.external_ips.is_empty()
+            || load_balancer_addresses(self.service).next().is_some();
+        if from_outside && self.service.external_policy == TrafficPolicy::Local {
+            plan.hairpin.extend(self.chosen.cluster.iter().map(|backend| backend.address));
+        }
+    }
 }
 
 /// The load-balancer addresses that nodes serve.
@@ -225,31 +294,6 @@ fn sources(service: &Service, address: IpAddr, me: &Me) -> Option<Arc<[IpNet]>> 
         ranges.insert(address.into());
     }
     Some(ranges.into_iter().collect())
-}
-
-/// What happens at node ports and external addresses: to pods and this node, and to others if that differs.
-fn external(service: &Service, chosen: &Chosen) -> (Action, Option<Action>) {
-    match service.external_policy {
-        TrafficPolicy::Cluster => (balance(chosen, TrafficPolicy::Cluster, Masquerade::Always), None),
-        TrafficPolicy::Local => (
-            balance(chosen, TrafficPolicy::Cluster, Masquerade::OffCluster),
-            Some(balance(chosen, TrafficPolicy::Local, Masquerade::Never)),
-        ),
-    }
-}
-
-fn balance(chosen: &Chosen, policy: TrafficPolicy, masquerade: Masquerade) -> Action {
-    let backends = match policy {
-        TrafficPolicy::Cluster => &chosen.cluster,
-        TrafficPolicy::Local => &chosen.local,
-    };
-    if !backends.is_empty() {
-        Action::Balance { policy, backends: backends.clone(), masquerade }
-    } else if chosen.cluster.is_empty() {
-        Action::Reject
-    } else {
-        Action::Drop
-    }
 }
 
 fn label(service: &ObjectName, port: &ServicePort) -> Name {

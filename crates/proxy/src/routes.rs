@@ -7,7 +7,7 @@ use std::{
 
 use podwire_model::ObjectName;
 
-use crate::plan::{Frontend, ServicePlan, Treatment};
+use crate::plan::{Frontend, HealthCheck, ServicePlan, Treatment};
 
 /// What a [`Mode`](crate::mode::Mode) has to change: for everything listed the state that holds from now on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Changes {
     pub frontends: Vec<(Frontend, Option<Treatment>)>,
     /// Whether an address is a cluster IP.
     pub cluster_ips: Vec<(IpAddr, bool)>,
-    /// Whether an address may be an endpoint on this node.
+    /// Whether an address may be an endpoint that reaches itself through this node.
     pub hairpin: Vec<(IpAddr, bool)>,
 }
 
@@ -42,10 +42,13 @@ pub struct Collision {
 #[derive(Debug, Default)]
 pub struct Routes {
     plans: HashMap<ObjectName, ServicePlan>,
-    /// Who asks for a frontend; the first by name gets it.
-    claims: HashMap<Frontend, BTreeSet<ObjectName>>,
-    cluster_ips: HashMap<IpAddr, usize>,
-    hairpin: HashMap<IpAddr, usize>,
+    /// Who asks for a frontend.
+    claims: HashMap<Frontend, ObjectName>,
+    /// Where several ask: all of them. The first by name is in `claims`.
+    contested: BTreeMap<Frontend, BTreeSet<ObjectName>>,
+    cluster_ips: HashMap<IpAddr, u32>,
+    hairpin: HashMap<IpAddr, u32>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
     changed: Changed,
 }
 
@@ -58,26 +61,29 @@ struct Changed {
 }
 
 impl Routes {
-    /// Replaces the plan of one Service; an empty plan when it is gone.
-    pub fn set(&mut self, name: &ObjectName, plan: ServicePlan) {
-        let old = self.plans.remove(name).unwrap_or_default();
-        for (frontend, treatment) in &plan.frontends {
-            if old.frontends.get(frontend) != Some(treatment) {
-                self.claims.entry(*frontend).or_default().insert(name.clone());
-                self.changed.frontends.insert(*frontend);
+    /// Replaces the plan of one Service; an empty plan when it is gone. What stays the same keeps its memory, which modes
+    /// share.
+    pub fn set(&mut self, name: &ObjectName, mut plan: ServicePlan) {
+        let mut old = self.plans.remove(name).unwrap_or_default();
+        let mut replaced = Vec::new();
+        merge(&mut old.frontends, &mut plan.frontends, |frontend, old, new| match (old, new) {
+            (Some(old), Some(new)) if old == new => std::mem::swap(old, new),
+            (old, new) => replaced.push((*frontend, old.is_some(), new.is_some())),
+        });
+        for (frontend, had, has) in replaced {
+            match (had, has) {
+                (false, true) => self.claim(frontend, name),
+                (true, false) => self.give_up(frontend, name),
+                _ => {}
             }
-        }
-        for frontend in old.frontends.keys().filter(|frontend| !plan.frontends.contains_key(frontend)) {
-            if let Some(claims) = self.claims.get_mut(frontend) {
-                claims.remove(name);
-                if claims.is_empty() {
-                    self.claims.remove(frontend);
-                }
-            }
-            self.changed.frontends.insert(*frontend);
+            self.changed.frontends.insert(frontend);
         }
         count(&mut self.cluster_ips, &mut self.changed.cluster_ips, &old.cluster_ips, &plan.cluster_ips);
         count(&mut self.hairpin, &mut self.changed.hairpin, &old.hairpin, &plan.hairpin);
+        match plan.health_check {
+            Some(check) => self.health_checks.insert(name.clone(), check),
+            None => self.health_checks.remove(name),
+        };
         if plan != ServicePlan::default() {
             self.plans.insert(name.clone(), plan);
         }
@@ -86,10 +92,10 @@ impl Routes {
     /// What is to be done since the last call, in the order of frontends and addresses.
     pub fn take_changes(&mut self) -> Changes {
         let changed = std::mem::take(&mut self.changed);
-        let frontends: BTreeMap<_, _> =
-            changed.frontends.into_iter().map(|frontend| (frontend, self.treatment(&frontend).cloned())).collect();
+        let mut frontends: Vec<_> = changed.frontends.into_iter().collect();
+        frontends.sort_unstable();
         Changes {
-            frontends: frontends.into_iter().collect(),
+            frontends: frontends.into_iter().map(|frontend| (frontend, self.treatment(&frontend).cloned())).collect(),
             cluster_ips: states(changed.cluster_ips, &self.cluster_ips),
             hairpin: states(changed.hairpin, &self.hairpin),
         }
@@ -103,48 +109,81 @@ impl Routes {
         self.take_changes()
     }
 
-    /// The plan of a Service, unless it is empty.
-    pub fn plan(&self, name: &ObjectName) -> Option<&ServicePlan> {
-        self.plans.get(name)
+    /// Every frontend that several Services ask for, sorted.
+    pub fn collisions(&self) -> impl Iterator<Item = Collision> {
+        self.contested.iter().flat_map(|(frontend, names)| {
+            let pair = |loser: &ObjectName| {
+                Some(Collision { frontend: *frontend, winner: names.first()?.clone(), loser: loser.clone() })
+            };
+            names.iter().skip(1).filter_map(pair).collect::<Vec<_>>()
+        })
     }
 
-    /// Every frontend that several Services ask for, sorted.
-    pub fn collisions(&self) -> Vec<Collision> {
-        let contested = self.claims.iter().filter(|(_, names)| names.len() > 1);
-        let mut collisions: Vec<_> = contested
-            .flat_map(|(frontend, names)| {
-                let winner = names.first().cloned();
-                let pair = |loser: &ObjectName| {
-                    Some(Collision { frontend: *frontend, winner: winner.clone()?, loser: loser.clone() })
-                };
-                names.iter().skip(1).filter_map(pair).collect::<Vec<_>>()
-            })
-            .collect();
-        collisions.sort();
-        collisions
+    /// What load balancers ask; several Services may name one port.
+    pub const fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
+    }
+
+    fn claim(&mut self, frontend: Frontend, name: &ObjectName) {
+        match self.claims.entry(frontend) {
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(name.clone());
+            }
+            std::collections::hash_map::Entry::Occupied(mut entry) => {
+                let names = self.contested.entry(frontend).or_default();
+                names.extend([entry.get().clone(), name.clone()]);
+                if name < entry.get() {
+                    entry.insert(name.clone());
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, frontend: Frontend, name: &ObjectName) {
+        let Some(names) = self.contested.get_mut(&frontend) else {
+            self.claims.remove(&frontend);
+            return;
+        };
+        names.remove(name);
+        if let Some(first) = names.first() {
+            self.claims.insert(frontend, first.clone());
+        }
+        if names.len() == 1 {
+            self.contested.remove(&frontend);
+        }
     }
 
     fn treatment(&self, frontend: &Frontend) -> Option<&Treatment> {
-        let owner = self.claims.get(frontend)?.first()?;
-        self.plans.get(owner)?.frontends.get(frontend)
+        let frontends = &self.plans.get(self.claims.get(frontend)?)?.frontends;
+        let found = frontends.binary_search_by_key(frontend, |(frontend, _)| *frontend).ok()?;
+        frontends.get(found).map(|(_, treatment)| treatment)
     }
 }
 
-/// Counts who asks for addresses; notes those that come or go.
-fn count(
-    users: &mut HashMap<IpAddr, usize>,
-    changed: &mut HashSet<IpAddr>,
-    old: &BTreeSet<IpAddr>,
-    new: &BTreeSet<IpAddr>,
+/// Visits every key of two sorted lists, with what each of them has there.
+fn merge<K: Ord + Copy, V>(
+    old: &mut [(K, V)],
+    new: &mut [(K, V)],
+    mut visit: impl FnMut(&K, Option<&mut V>, Option<&mut V>),
 ) {
-    for address in new.difference(old) {
+    let (mut old, mut new) = (old.iter_mut().peekable(), new.iter_mut().peekable());
+    while let Some(key) = [old.peek(), new.peek()].into_iter().flatten().map(|(key, _)| *key).min() {
+        let of_old = old.next_if(|(at, _)| *at == key).map(|(_, value)| value);
+        let of_new = new.next_if(|(at, _)| *at == key).map(|(_, value)| value);
+        visit(&key, of_old, of_new);
+    }
+}
+
+/// Counts who asks for addresses, of which both lists are sorted; notes those that come or go.
+fn count(users: &mut HashMap<IpAddr, u32>, changed: &mut HashSet<IpAddr>, old: &[IpAddr], new: &[IpAddr]) {
+    for address in new.iter().filter(|address| old.binary_search(address).is_err()) {
         let count = users.entry(*address).or_default();
         *count += 1;
         if *count == 1 {
             changed.insert(*address);
         }
     }
-    for address in old.difference(new) {
+    for address in old.iter().filter(|address| new.binary_search(address).is_err()) {
         if let Some(count) = users.get_mut(address) {
             *count -= 1;
             if *count == 0 {
@@ -155,7 +194,8 @@ fn count(
     }
 }
 
-fn states(changed: HashSet<IpAddr>, users: &HashMap<IpAddr, usize>) -> Vec<(IpAddr, bool)> {
-    let sorted: BTreeSet<_> = changed.into_iter().collect();
-    sorted.into_iter().map(|address| (address, users.contains_key(&address))).collect()
+fn states(changed: HashSet<IpAddr>, users: &HashMap<IpAddr, u32>) -> Vec<(IpAddr, bool)> {
+    let mut states: Vec<_> = changed.into_iter().map(|address| (address, users.contains_key(&address))).collect();
+    states.sort_unstable();
+    states
 }

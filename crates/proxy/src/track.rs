@@ -1,11 +1,13 @@
 //! The current Services, EndpointSlices and Node, and which Services' plans they change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use podwire_model::{EndpointSlice, Node, ObjectName, Service};
+use podwire_model::{EndpointSlice, Node, ObjectName, Problem, Service};
 
 use crate::{
+    endpoints::Slice,
     plan::{HealthCheck, Me, ServicePlan, plan},
+    problems::{Problems, SERVICE, SLICE},
     routes::{Changes, Collision, Routes},
 };
 
@@ -15,12 +17,13 @@ use crate::{
 pub struct Tracker {
     me: Me,
     services: HashMap<ObjectName, Service>,
-    /// By Service, then by the slice's own name.
-    slices: HashMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
+    /// Of each Service, sorted by their own names.
+    slices: HashMap<ObjectName, Vec<Slice>>,
     /// Which Service a slice belongs to.
     owners: HashMap<ObjectName, ObjectName>,
-    dirty: BTreeSet<ObjectName>,
+    dirty: HashSet<ObjectName>,
     routes: Routes,
+    problems: Problems,
     services_known: bool,
     slices_known: bool,
 }
@@ -33,16 +36,18 @@ impl Tracker {
             services: HashMap::new(),
             slices: HashMap::new(),
             owners: HashMap::new(),
-            dirty: BTreeSet::new(),
+            dirty: HashSet::new(),
             routes: Routes::default(),
+            problems: Problems::default(),
             services_known: false,
             slices_known: false,
         }
     }
 
-    /// Replaces all Services: a complete list.
+    /// Replaces all Services: a complete list. It is read one by one, and need never be in memory whole.
     pub fn set_services(&mut self, services: impl IntoIterator<Item = Service>) {
-        let mut gone: BTreeSet<_> = self.services.keys().cloned().collect();
+        self.problems.forget_all(SERVICE);
+        let mut gone: HashSet<_> = self.services.keys().cloned().collect();
         for service in services {
             gone.remove(&service.name);
             self.service(service);
@@ -53,6 +58,7 @@ impl Tracker {
 
     /// A Service was made or changed.
     pub fn service(&mut self, service: Service) {
+        self.problems.forget(SERVICE, &service.name);
         if self.services.get(&service.name) != Some(&service) {
             self.dirty.insert(service.name.clone());
             self.services.insert(service.name.clone(), service);
@@ -61,14 +67,16 @@ impl Tracker {
 
     /// A Service was deleted.
     pub fn service_gone(&mut self, name: &ObjectName) {
+        self.problems.forget(SERVICE, name);
         if self.services.remove(name).is_some() {
             self.dirty.insert(name.clone());
         }
     }
 
-    /// Replaces all EndpointSlices: a complete list.
+    /// Replaces all EndpointSlices: a complete list. It is read one by one, and need never be in memory whole.
     pub fn set_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
-        let mut gone: BTreeSet<_> = self.owners.keys().cloned().collect();
+        self.problems.forget_all(SLICE);
+        let mut gone: HashSet<_> = self.owners.keys().cloned().collect();
         for slice in slices {
             gone.remove(&slice.name);
             self.slice(slice);
@@ -77,25 +85,36 @@ impl Tracker {
         self.slices_known = true;
     }
 
-    /// An EndpointSlice was made or changed.
+    /// An EndpointSlice was made or changed. One of a headless Service is none of the proxy's business.
     pub fn slice(&mut self, slice: EndpointSlice) {
+        self.problems.forget(SLICE, &slice.name);
         let service = slice.service_name();
-        if self.owners.get(&slice.name).is_some_and(|owner| *owner != service) {
+        if slice.headless || self.owners.get(&slice.name).is_some_and(|owner| *owner != service) {
             self.slice_gone(&slice.name);
         }
-        let siblings = self.slices.entry(service.clone()).or_default();
-        if siblings.get(&slice.name) != Some(&slice) {
-            self.owners.insert(slice.name.clone(), service.clone());
-            siblings.insert(slice.name.clone(), slice);
-            self.dirty.insert(service);
+        if slice.headless {
+            return;
         }
+        let kept = Slice::new(&slice, &self.me);
+        let siblings = self.slices.entry(service.clone()).or_default();
+        match siblings.binary_search_by(|sibling| sibling.name.cmp(&kept.name)) {
+            Ok(at) if siblings[at] == kept => return,
+            Ok(at) => siblings[at] = kept,
+            Err(at) => {
+                siblings.reserve_exact(1);
+                siblings.insert(at, kept);
+                self.owners.insert(slice.name, service.clone());
+            }
+        }
+        self.dirty.insert(service);
     }
 
     /// An EndpointSlice was deleted, or belongs to no Service any more.
     pub fn slice_gone(&mut self, name: &ObjectName) {
+        self.problems.forget(SLICE, name);
         let Some(service) = self.owners.remove(name) else { return };
         if let Some(siblings) = self.slices.get_mut(&service) {
-            siblings.remove(name);
+            siblings.retain(|sibling| sibling.name != name.name);
             if siblings.is_empty() {
                 self.slices.remove(&service);
             }
@@ -105,11 +124,33 @@ impl Tracker {
 
     /// What is known about this node; others are ignored.
     pub fn node(&mut self, node: &Node) {
-        if node.name == self.me.node && (node.zone != self.me.zone || node.internal_ips != self.me.addresses) {
+        if node.name != self.me.node {
+            return;
+        }
+        let known = (&self.me.zone, &self.me.addresses, &self.me.pod_ranges);
+        if known != (&node.zone, &node.internal_ips, &node.pod_cidrs) {
             self.me.zone.clone_from(&node.zone);
             self.me.addresses.clone_from(&node.internal_ips);
+            self.me.pod_ranges.clone_from(&node.pod_cidrs);
             self.dirty.extend(self.services.keys().cloned());
         }
+    }
+
+    /// Something was wrong with an object as it was read. Call it after the object was handed over (or taken away, if
+    /// nothing of it could be used): the next version of the object replaces it.
+    pub fn note(&mut self, problem: Problem) {
+        self.problems.note(problem);
+    }
+
+    /// What is wrong with objects now and was not at the last call: to be told once. As of the last changes that were
+    /// taken.
+    pub fn take_problems(&mut self) -> Vec<Problem> {
+        self.problems.take_new(&self.routes)
+    }
+
+    /// All that is wrong with objects now, sorted. As of the last changes that were taken.
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.problems.current(&self.routes).into_iter()
     }
 
     /// Whether both Services and EndpointSlices were listed completely at least once.
@@ -129,29 +170,28 @@ impl Tracker {
 
     /// The frontends that several Services ask for, as of the last changes that were taken.
     pub fn collisions(&self) -> Vec<Collision> {
-        self.routes.collisions()
+        self.routes.collisions().collect()
     }
 
-    /// The health checks that load balancers ask for (`healthCheckNodePort`), as of the last changes that were taken.
+    /// The health checks that load balancers ask for (`healthCheckNodePort`), as of the last changes that were taken. Each
+    /// port is there once: for the first Service by name that asks for it.
     pub fn health_checks(&self) -> BTreeMap<ObjectName, HealthCheck> {
-        let check = |name: &ObjectName| Some((name.clone(), self.routes.plan(name)?.health_check?));
-        self.services.keys().filter_map(check).collect()
+        let mut ports = HashSet::new();
+        let checks = self.routes.health_checks().iter().filter(|(_, check)| ports.insert(check.port));
+        checks.map(|(name, check)| (name.clone(), *check)).collect()
     }
 
     fn plan_dirty(&mut self) -> bool {
-        if self.is_complete() {
-            for name in std::mem::take(&mut self.dirty) {
-                let plan = self.plan(&name);
+        if self.is_complete() && !self.dirty.is_empty() {
+            for name in self.dirty.drain() {
+                let plan = match self.services.get(&name) {
+                    Some(service) => plan(service, self.slices.get(&name).map_or(&[], Vec::as_slice), &self.me),
+                    None => ServicePlan::default(),
+                };
                 self.routes.set(&name, plan);
             }
+            self.problems.replanned();
         }
         self.is_complete()
-    }
-
-    fn plan(&self, name: &ObjectName) -> ServicePlan {
-        match self.services.get(name) {
-            Some(service) => plan(service, self.slices.get(name).into_iter().flat_map(BTreeMap::values), &self.me),
-            None => ServicePlan::default(),
-        }
     }
 }
