@@ -5,7 +5,9 @@
 
 pub mod conntrack;
 mod error;
+pub mod ipset;
 pub mod iptables;
+pub mod ipvs;
 pub mod mount;
 pub mod netlink;
 pub mod nftables;

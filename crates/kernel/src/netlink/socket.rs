@@ -28,8 +28,10 @@ const NLMSG_NOOP: u16 = libc::NLMSG_NOOP as u16;
 pub enum Protocol {
     /// Links, addresses, routes, neighbours (`NETLINK_ROUTE`).
     Route,
-    /// nftables, conntrack (`NETLINK_NETFILTER`).
+    /// nftables, conntrack, ipset (`NETLINK_NETFILTER`).
     Netfilter,
+    /// Families that are looked up by name (`NETLINK_GENERIC`): IPVS.
+    Generic,
 }
 
 impl Protocol {
@@ -37,6 +39,7 @@ impl Protocol {
         match self {
             Self::Route => libc::NETLINK_ROUTE,
             Self::Netfilter => libc::NETLINK_NETFILTER,
+            Self::Generic => libc::NETLINK_GENERIC,
         }
     }
 }
