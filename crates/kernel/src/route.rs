@@ -15,7 +15,7 @@ mod tests;
 pub use fake::FakeRoute;
 pub use socket::RouteSocket;
 pub use types::*;
-pub use watch::{RemovalWatch, Removed};
+pub use watch::{AddressWatch, RemovalWatch, Removed};
 
 use crate::Result;
 

@@ -236,6 +236,9 @@ fn checked(family: Family, table: Table, state: &TableState, text: &str) -> Resu
         Some(Target::Masquerade { .. } | Target::Dnat(_) | Target::Redirect(_)) if table != Table::Nat => {
             return Err("Invalid argument: only in table nat".to_owned());
         }
+        Some(Target::MapMark { .. }) if table != Table::Mangle => {
+            return Err("Invalid argument: --map-set only usable from mangle table".to_owned());
+        }
         Some(Target::Drop) if table == Table::Nat => {
             return Err(
                 "The \"nat\" table is not intended for filtering, the use of DROP is therefore inhibited".to_owned()

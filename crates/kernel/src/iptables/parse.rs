@@ -183,6 +183,12 @@ impl Parser {
                 Target::Reject
             }
             "MARK" => self.mark()?,
+            "SET" => {
+                self.expect("--map-set")?;
+                let (set, directions) = (self.value("--map-set")?, self.value("--map-set")?);
+                self.expect("--map-mark")?;
+                Target::MapMark { set, directions }
+            }
             "MASQUERADE" => Target::Masquerade { random_fully: self.next_is("--random-fully") },
             "DNAT" => {
                 self.expect("--to-destination")?;

@@ -193,6 +193,13 @@ pub enum Target {
         /// The mask.
         mask: u32,
     },
+    /// `SET --map-set SET DIRECTIONS --map-mark`: the packet gets the mark that the ipset has for it.
+    MapMark {
+        /// The set, made with marks.
+        set: String,
+        /// What is looked up (`src`, `dst,dst` …).
+        directions: String,
+    },
     /// `MASQUERADE`.
     Masquerade {
         /// `--random-fully`.
@@ -364,6 +371,9 @@ impl Words<'_, '_> {
                 self.put(format_args!("-j REJECT --reject-with {icmp}-port-unreachable"))
             }
             Target::Mark { value, mask } => self.put(format_args!("-j MARK --set-xmark {value:#x}/{mask:#x}")),
+            Target::MapMark { set, directions } => {
+                self.put(format_args!("-j SET --map-set {set} {directions} --map-mark"))
+            }
             Target::Masquerade { random_fully } => {
                 self.put(if *random_fully { "-j MASQUERADE --random-fully" } else { "-j MASQUERADE" })
             }

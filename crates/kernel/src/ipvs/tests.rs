@@ -102,7 +102,11 @@ fn the_kernel_does_the_same() {
 fn every_scheduler(kernel: &mut Kernel) {
     let key = ServiceKey::Address(Protocol::Tcp, address("10.96.0.10:80"));
     for scheduler in SCHEDULERS {
-        kernel.change(&[Change::AddService(Service::new(key, scheduler))]).unwrap_or_else(|error| panic!("{error}"));
+        match kernel.change(&[Change::AddService(Service::new(key, scheduler))]) {
+            // Debian 12 leaves this one out.
+            Err(error) if scheduler == "twos" && error.is_not_found() => continue,
+            added => added.unwrap_or_else(|error| panic!("{error}")),
+        }
         assert_eq!(&*kernel.services().unwrap()[0].scheduler, scheduler);
         kernel.change(&[Change::DeleteService(key)]).unwrap();
     }

@@ -203,6 +203,7 @@ impl Route for FakeRoute {
         let (kind, mtu) = match &link.kind {
             NewLinkKind::Bridge => (LinkKind::Bridge, link.mtu),
             NewLinkKind::Veth(_) => (LinkKind::Veth, link.mtu),
+            NewLinkKind::Dummy => (LinkKind::Dummy, link.mtu),
             NewLinkKind::Vxlan(vxlan) => {
                 let lower = vxlan.device.and_then(|device| self.links.get(&device)).map(|lower| lower.mtu - 50);
                 (LinkKind::Vxlan(vxlan.clone()), link.mtu.or(lower))

@@ -85,6 +85,7 @@ impl Route for RouteSocket {
                 "veth"
             }
             NewLinkKind::Vxlan(_) => "vxlan",
+            NewLinkKind::Dummy => "dummy",
         };
         self.tell(libc::RTM_NEWLINK, ADD, &wire::new_link(link), format_args!("create {kind} {name}"))?;
         let created = self.link(name)?;

@@ -164,6 +164,28 @@ fn addresses_bring_their_network_and_take_it_along() {
     });
 }
 
+/// What kube-proxy's `kube-ipvs0` is. The kernel of the netns tier has no such device; the vm tier's has.
+#[test]
+fn a_dummy_that_is_down_holds_addresses() {
+    on_both(|route| {
+        let dummy = match route.create_link(&NewLink::new("kube-ipvs0", NewLinkKind::Dummy)) {
+            Err(error) if error.errno() == Some(libc::EOPNOTSUPP) && std::env::var("PODWIRE_TIER").is_err() => return,
+            created => created.unwrap(),
+        };
+        assert_eq!((&dummy.kind, dummy.up), (&LinkKind::Dummy, false));
+        let vips = ["10.96.0.10/32", "fd00:10:96::a/128"].map(|vip| Address::new(dummy.index, net(vip)));
+        for vip in &vips {
+            route.add_address(vip).unwrap();
+            assert!(route.add_address(vip).unwrap_err().already_exists());
+        }
+        assert_eq!(route.addresses(Some(dummy.index)).unwrap(), vips);
+        route.delete_address(&vips[0]).unwrap();
+        assert_eq!(errno(route.delete_address(&vips[0])), libc::EADDRNOTAVAIL);
+        route.delete_link(dummy.index).unwrap();
+        assert_eq!(route.link("kube-ipvs0").unwrap(), None);
+    });
+}
+
 #[test]
 fn routes_are_added_replaced_listed_and_deleted() {
     on_both(|route| {
@@ -343,6 +365,33 @@ fn removals_are_told_and_additions_are_not() {
         let named = |removed: &Removed| matches!(removed, Removed::Address(gone) if (gone.device, gone.net) == (b, address.net));
         assert!(seen.iter().any(named), "{seen:?}");
         assert!(seen.contains(&Removed::LinkDown(b)), "{seen:?}");
+    });
+}
+
+#[test]
+fn addresses_that_come_and_go_are_noticed() {
+    in_new_netns(|| {
+        let mut route = RouteSocket::open().unwrap();
+        let mut watch = AddressWatch::open().unwrap();
+        assert!(!watch.touched().unwrap());
+        let (a, b) = pair(&mut route);
+        assert!(watch.touched().unwrap());
+        // Duplicate address detection of link-local addresses ends in its own time.
+        let quiet = |watch: &mut AddressWatch| {
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            watch.touched().unwrap();
+        };
+        quiet(&mut watch);
+        route.add_route(&RouteEntry::on_link(net("10.9.0.0/16"), a)).unwrap();
+        assert!(!watch.touched().unwrap());
+        let address = Address::new(b, net("10.2.0.1/32"));
+        route.add_address(&address).unwrap();
+        assert!(watch.touched().unwrap());
+        assert!(!watch.touched().unwrap());
+        route.delete_address(&address).unwrap();
+        assert!(watch.touched().unwrap());
+        route.delete_link(a).unwrap();
+        assert!(watch.touched().unwrap());
     });
 }
 

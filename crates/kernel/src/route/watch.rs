@@ -75,6 +75,46 @@ impl RemovalWatch {
     }
 }
 
+/// Whether addresses come or go in one network namespace.
+#[derive(Debug)]
+pub struct AddressWatch(Socket);
+
+impl AddressWatch {
+    /// Watches the network namespace that the calling thread is in, from now on.
+    ///
+    /// # Errors
+    /// The kernel has no rtnetlink socket to give.
+    pub fn open() -> Result<Self> {
+        let socket = Socket::open(Protocol::Route)?;
+        for group in [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR] {
+            socket.join(group)?;
+        }
+        Ok(Self(socket))
+    }
+
+    /// Whether an address came or went, or a link went, since the last call; also when that may have been missed. Does not
+    /// wait.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn touched(&mut self) -> Result<bool> {
+        let mut touched = false;
+        loop {
+            match self.0.receive(Some(Duration::ZERO), format_args!("look for changes of addresses")) {
+                Err(Error::Overrun { .. }) => touched = true,
+                messages => {
+                    let messages = messages?;
+                    if messages.is_empty() {
+                        return Ok(touched);
+                    }
+                    let kinds = [libc::RTM_NEWADDR, libc::RTM_DELADDR, libc::RTM_DELLINK];
+                    touched |= messages.iter().any(|message| kinds.contains(&message.kind));
+                }
+            }
+        }
+    }
+}
+
 /// What a notification says is gone.
 pub(super) fn removed(message: &Message<'_>) -> Option<Removed> {
     const UNSPEC: u8 = libc::AF_UNSPEC as u8;

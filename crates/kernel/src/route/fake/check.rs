@@ -25,7 +25,7 @@ impl FakeRoute {
         self.check_free(link.name, what)?;
         check_mtu(link.mtu, what)?;
         match &link.kind {
-            NewLinkKind::Bridge => {}
+            NewLinkKind::Bridge | NewLinkKind::Dummy => {}
             NewLinkKind::Veth(peer) => {
                 check_mtu(peer.mtu, what)?;
                 match peer.netns {

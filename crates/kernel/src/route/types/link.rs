@@ -40,6 +40,8 @@ pub enum LinkKind {
     Veth,
     /// A VXLAN tunnel end point.
     Vxlan(Vxlan),
+    /// A device that swallows packets: a place for addresses.
+    Dummy,
     /// Anything else, by the kernel's name for it (`tun`, `vlan`, …); empty for physical devices and `lo`.
     Other(String),
 }
@@ -51,6 +53,7 @@ impl LinkKind {
             Self::Bridge => "bridge",
             Self::Veth => "veth",
             Self::Vxlan(_) => "vxlan",
+            Self::Dummy => "dummy",
             Self::Other(name) => name,
         }
     }
@@ -119,6 +122,8 @@ pub enum NewLinkKind<'a> {
     Veth(Peer<'a>),
     /// A VXLAN tunnel end point.
     Vxlan(Vxlan),
+    /// A device that swallows packets. The kernel needs the module `dummy` for it.
+    Dummy,
 }
 
 /// The other end of a veth pair to create. It is down at first: the kernel refuses to bring it up before the near end.

@@ -75,6 +75,9 @@ pub fn new_link(link: &NewLink<'_>) -> Body {
             info.text(libc::IFLA_INFO_KIND, "vxlan");
             info.nest(libc::IFLA_INFO_DATA, |data| vxlan_data(data, vxlan));
         }
+        NewLinkKind::Dummy => {
+            info.text(libc::IFLA_INFO_KIND, "dummy");
+        }
     });
     body
 }
@@ -210,6 +213,7 @@ fn read_link_info(info: &[u8]) -> (LinkKind, Option<BridgePort>) {
     let kind = match (name.as_str(), data) {
         ("bridge", _) => LinkKind::Bridge,
         ("veth", _) => LinkKind::Veth,
+        ("dummy", _) => LinkKind::Dummy,
         ("vxlan", Some(data)) => LinkKind::Vxlan(read_vxlan(data)),
         _ => LinkKind::Other(name),
     };
