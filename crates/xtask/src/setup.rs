@@ -13,10 +13,15 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("ip", "iproute2"),
+    ("ipset", "ipset"),
+    ("iptables", "iptables"),
+    ("ipvsadm", "ipvsadm"),
     ("kill", "procps"),
     ("kubectl", "kubernetes-client"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
     ("tcpdump", "tcpdump"),
 ];
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{setup, shell};
+use crate::{setup, shell, vm};
 
 /// Runs one tier, or all.
 pub fn run(args: &[&str]) -> Result<()> {
@@ -10,12 +10,14 @@ pub fn run(args: &[&str]) -> Result<()> {
     match args {
         [] => {
             crates(&["--workspace", "--exclude=podwire"])?;
-            lab()
+            lab()?;
+            vm::tests::run(&[])
         }
         // Tests that need root say so and pass by when they are not; so unit and netns are one run.
         ["unit" | "netns"] => crates(&["--workspace", "--exclude=podwire"]),
         ["lab"] => lab(),
-        other => bail!("unknown tier {}: unit, netns or lab", other.join(" ")),
+        ["vm", rest @ ..] => vm::tests::run(rest),
+        other => bail!("unknown tier {}: unit, netns, lab or vm", other.join(" ")),
     }
 }
 
