@@ -150,7 +150,7 @@ pub enum LinkChange<'a> {
     Mac(Mac),
     /// Make it a port of the bridge with this index; `None` takes it off.
     Master(Option<u32>),
-    /// Rename it.
+    /// Rename it. Before Linux 6.2 it must have been brought down before, in a change of its own (EBUSY).
     Name(&'a str),
     /// Set its alias; an empty one removes it.
     Alias(&'a str),
