@@ -106,6 +106,11 @@ impl Error {
         matches!(self.errno(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ESRCH | libc::EADDRNOTAVAIL))
     }
 
+    /// A set of nftables has no room for an element: ENFILE.
+    pub fn set_is_full(&self) -> bool {
+        self.errno() == Some(libc::ENFILE)
+    }
+
     /// The object is there already: EEXIST.
     pub fn already_exists(&self) -> bool {
         self.errno() == Some(libc::EEXIST)

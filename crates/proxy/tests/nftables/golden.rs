@@ -62,6 +62,29 @@ fn a_restart_on_the_real_kernel_writes_nothing() {
     });
 }
 
+/// Linux before 6.5 keeps a set's first size: there the table is replaced.
+#[test]
+fn sets_grow_on_the_real_kernel() {
+    in_namespace(|| {
+        let mut tracker = tracker();
+        let mut mode = Nftables::new(Kernel::open().unwrap(), settings(&packet_table::empty()));
+        tracker.set_services([]);
+        tracker.set_slices([]);
+        mode.apply(tracker.take_changes().unwrap()).unwrap();
+        let named = |n: u16| (format!("web-{n}"), format!("10.96.{}.{}", n / 256, n % 256));
+        let many = || (0..9000).map(named);
+        tracker.set_services(many().map(|(name, address)| service(&name, &address)));
+        tracker.set_slices(many().map(|(name, _)| slice(&name, 8080, &["10.244.0.2"])));
+        mode.apply(tracker.take_changes().unwrap()).unwrap();
+        let services = nft(&["list", "map", "ip", "podwire", "services"]);
+        assert_eq!(services.matches("goto vip-1").count(), 9000);
+        tracker.set_services([service("last", "10.96.255.1")]);
+        tracker.set_slices([slice("last", 8080, &["10.244.0.2"])]);
+        mode.apply(tracker.take_changes().unwrap()).unwrap();
+        assert_eq!(nft(&["list", "map", "ip", "podwire", "services"]).matches("goto vip-1").count(), 1);
+    });
+}
+
 #[test]
 fn ipv6_services_have_a_table_of_their_own() {
     in_namespace(|| {

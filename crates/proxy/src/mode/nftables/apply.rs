@@ -74,9 +74,14 @@ impl<K: podwire_kernel::nftables::Nftables> Nftables<K> {
                 Ok(written)
             }
             Err(error) => {
-                self.tables.iter_mut().for_each(TableState::refused);
                 self.unknown = true;
-                Err(failed(error))
+                let outgrown = self.tables.iter_mut().filter_map(|table| table.refused(&error).then_some(())).count();
+                if outgrown == 0 {
+                    return Err(failed(error));
+                }
+                // A table that is being made anew has room, so this ends.
+                self.read_kernel()?;
+                self.commit(&[Stage::Prepare, Stage::Switch])
             }
         }
     }

@@ -106,6 +106,8 @@ pub struct TableState {
     missing: bool,
     /// It has one with another layout, or one that somebody changed.
     leftover: bool,
+    /// A set is full and did not grow (before Linux 6.5 none does): the table is to be made anew, with room.
+    outgrown: bool,
     /// Nothing was written since the kernel was read.
     starting: bool,
     /// What the transaction that is being written will have done.
@@ -133,6 +135,7 @@ impl TableState {
             pick_users: HashMap::new(),
             missing: true,
             leftover: false,
+            outgrown: false,
             starting: false,
             in_flight: InFlight::default(),
             aged_elements: BTreeSet::new(),
@@ -262,7 +265,7 @@ impl TableState {
             BTreeSet::new()
         };
         self.starting = true;
-        self.missing = !kept || !self.is_intact(kernel, &picks, settings)?;
+        self.missing = self.outgrown || !kept || !self.is_intact(kernel, &picks, settings)?;
         self.leftover = self.missing && tables.iter().any(ours);
         if self.missing {
             self.picks.found([]);
@@ -426,7 +429,7 @@ impl TableState {
         let InFlight { elements, picks, table } = std::mem::take(&mut self.in_flight);
         self.starting = false;
         if let Some(made) = table {
-            (self.missing, self.leftover) = (!made, false);
+            (self.missing, self.leftover, self.outgrown) = (!made, false, false);
         }
         for (map, key, cell) in elements {
             let state = self.maps.entry(map).or_default();
@@ -442,9 +445,11 @@ impl TableState {
         }
     }
 
-    /// It has been refused; read the kernel again.
-    pub fn refused(&mut self) {
-        self.in_flight = InFlight::default();
+    /// It has been refused; read the kernel again. Returns whether this table is to be made anew then.
+    pub fn refused(&mut self, error: &podwire_kernel::Error) -> bool {
+        let InFlight { elements, table, .. } = std::mem::take(&mut self.in_flight);
+        self.outgrown = error.set_is_full() && !elements.is_empty() && table.is_none();
+        self.outgrown
     }
 }
 
