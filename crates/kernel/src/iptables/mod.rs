@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod edit;
 mod fake;
 mod parse;
 mod real;
@@ -28,6 +29,7 @@ use std::fmt;
 
 use podwire_model::Family;
 
+pub use edit::Edit;
 pub use fake::Fake;
 pub use real::{BACKEND_VARIABLE, Backend, Real};
 pub use rule::{AddressKind, CtStates, Is, Jump, Match, Ports, Recent, Rule, Target};
@@ -90,6 +92,14 @@ pub trait Iptables: Send {
     /// the one that failed were changed.
     fn restore(&mut self, family: Family, text: &str) -> Result<()>;
 
+    /// Changes a table. Edits are made in order; every chain is changed at once, but not all of them need to be.
+    ///
+    /// # Errors
+    /// As [`Iptables::restore`]; a part of the edits may have been made.
+    fn edit(&mut self, family: Family, table: Table, edits: &mut dyn Iterator<Item = Edit>) -> Result<()> {
+        self.restore(family, &edit::text(family, table, edits))
+    }
+
     /// What a table holds, as `iptables-save -t TABLE` prints it; empty when the kernel does not have the table yet.
     ///
     /// # Errors
@@ -108,6 +118,10 @@ pub trait Iptables: Send {
 impl<T: Iptables + ?Sized> Iptables for Box<T> {
     fn restore(&mut self, family: Family, text: &str) -> Result<()> {
         (**self).restore(family, text)
+    }
+
+    fn edit(&mut self, family: Family, table: Table, edits: &mut dyn Iterator<Item = Edit>) -> Result<()> {
+        (**self).edit(family, table, edits)
     }
 
     fn save(&mut self, family: Family, table: Table) -> Result<TableState> {

@@ -43,6 +43,11 @@ impl Backend {
         }
     }
 
+    /// Whether its programs are there.
+    pub fn is_installed(self) -> bool {
+        program(self, Family::V4, "restore").is_some() && program(self, Family::V4, "save").is_some()
+    }
+
     /// The one that [`BACKEND_VARIABLE`] asks for, if it does.
     ///
     /// # Errors
@@ -60,10 +65,10 @@ impl Backend {
     /// The one that this machine uses, judged as kubernetes' iptables-wrappers do: where kubelet made its chains, or
     /// else where there are more rules; nft if that does not tell. Only what is installed counts.
     pub fn detect() -> Self {
-        if program(Self::Legacy, Family::V4, "save").is_none() {
+        if !Self::Legacy.is_installed() {
             return Self::Nft;
         }
-        if program(Self::Nft, Family::V4, "save").is_none() {
+        if !Self::Nft.is_installed() {
             return Self::Legacy;
         }
         let saved = |backend| {
@@ -135,6 +140,14 @@ impl Real {
         self.backend
     }
 
+    /// Whether [`Iptables::restore`] would understand `text`: nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Iptables::restore`].
+    pub fn test(&mut self, family: Family, text: &str) -> Result<()> {
+        self.run(family, "restore", &["--noflush", "--wait", WAIT, "--test"], text).map(drop)
+    }
+
     /// Runs a program in the namespace.
     fn run(&self, family: Family, verb: &str, arguments: &[&str], input: &str) -> Result<String> {
         let path = find(self.backend, family, verb)?;
@@ -187,7 +200,9 @@ impl Iptables for Real {
     }
 
     fn save(&mut self, family: Family, table: Table) -> Result<TableState> {
-        if self.backend == Backend::Legacy && !self.has_legacy_table(family, table)? {
+        // The programs do not say so when the kernel was told to do without IPv6.
+        let absent = family == Family::V6 && !Path::new("/proc/sys/net/ipv6").exists();
+        if absent || self.backend == Backend::Legacy && !self.has_legacy_table(family, table)? {
             return Ok(TableState::default());
         }
         match &mut self.watch {

@@ -238,6 +238,13 @@ impl Rule {
         self
     }
 
+    /// With that target instead of the one that it has.
+    #[must_use]
+    pub fn target(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
     /// The chain that it leads to.
     pub fn chain(&self) -> Option<&str> {
         match &self.target {

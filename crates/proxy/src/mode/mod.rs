@@ -1,5 +1,6 @@
 //! Proxy modes: each spells the same plan in one of the kernel's languages.
 
+pub mod iptables;
 pub mod nftables;
 
 mod settings;
