@@ -118,7 +118,7 @@ pub struct Description {
 }
 
 /// Every mode there is.
-pub const MODES: &[Description] = &[nftables::MODE];
+pub const MODES: &[Description] = &[nftables::MODE, iptables::MODE];
 
 /// The mode of that name.
 ///

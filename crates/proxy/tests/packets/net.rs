@@ -18,13 +18,18 @@ use podwire_kernel::{
 use podwire_model::Protocol;
 use podwire_proxy::{
     Tracker,
-    mode::{Description, DetectLocal, Mode, Settings},
+    mode::{Description, DetectLocal, MODES, Mode, Settings, iptables},
     plan::Me,
 };
 use podwire_testkit::{
     build::ip,
     packet_table::{NODE, OUTSIDE, POD_A, POD_B, POD_C, World},
 };
+
+/// Every mode; iptables with both kinds of programs.
+pub fn modes() -> impl Iterator<Item = &'static Description> {
+    MODES.iter().chain([&iptables::LEGACY])
+}
 
 /// How long an answer may take before the packet counts as dropped.
 const PATIENCE: Duration = Duration::from_millis(400);

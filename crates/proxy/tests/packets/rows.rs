@@ -1,16 +1,15 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use podwire_proxy::mode::MODES;
 use podwire_testkit::packet_table::{self, Outcome, Row};
 
-use super::net::{Net, Seen, connect};
+use super::net::{Net, Seen, connect, modes};
 
 /// So many attempts reach each of three endpoints but once in a billion runs.
 const ATTEMPTS: usize = 60;
 
 #[test]
 fn every_row_of_the_packet_table() {
-    for mode in MODES {
+    for mode in modes() {
         let Some(net) = Net::build() else { return };
         let world = packet_table::world();
         let _proxy = net.proxy(mode, &world);

@@ -7,13 +7,12 @@ use std::{
 };
 
 use podwire_model::Protocol;
-use podwire_proxy::mode::MODES;
 use podwire_testkit::{
     build::{ip, service, slice},
     packet_table::{self, NODE, POD_A, POD_B, POD_C, World},
 };
 
-use super::net::{Net, Seen, ask, connect, udp_client};
+use super::net::{Net, Seen, ask, connect, modes, udp_client};
 
 const VIP: &str = "10.96.0.10:80";
 
@@ -27,7 +26,7 @@ fn world(protocol: Protocol, endpoints: &[&str]) -> World {
 
 #[test]
 fn established_connections_outlive_their_endpoint_and_a_restart_of_the_proxy() {
-    for mode in MODES {
+    for mode in modes() {
         let Some(net) = Net::build() else { return };
         let mut proxy = net.proxy(mode, &world(Protocol::Tcp, &[POD_A]));
         let stream =
@@ -54,7 +53,7 @@ fn established_connections_outlive_their_endpoint_and_a_restart_of_the_proxy() {
 
 #[test]
 fn new_connections_never_fail_during_a_rolling_update() {
-    for mode in MODES {
+    for mode in modes() {
         let Some(net) = Net::build() else { return };
         let mut proxy = net.proxy(mode, &world(Protocol::Tcp, &[POD_A]));
         let done = std::sync::atomic::AtomicBool::new(false);
@@ -86,7 +85,7 @@ fn new_connections_never_fail_during_a_rolling_update() {
 
 #[test]
 fn a_udp_client_that_keeps_its_port_moves_to_another_endpoint() {
-    for mode in MODES {
+    for mode in modes() {
         let Some(net) = Net::build() else { return };
         let mut proxy = net.proxy(mode, &world(Protocol::Udp, &[]));
         let socket = net.at(&ip(NODE), || udp_client(VIP.parse().unwrap()).unwrap());
@@ -104,7 +103,7 @@ fn a_udp_client_that_keeps_its_port_moves_to_another_endpoint() {
 
 #[test]
 fn a_udp_client_moves_also_when_its_endpoint_went_while_no_proxy_ran() {
-    for mode in MODES {
+    for mode in modes() {
         let Some(net) = Net::build() else { return };
         let proxy = net.proxy(mode, &world(Protocol::Udp, &[POD_A]));
         let socket = net.at(&ip(NODE), || udp_client(VIP.parse().unwrap()).unwrap());
@@ -120,7 +119,7 @@ fn a_udp_client_moves_also_when_its_endpoint_went_while_no_proxy_ran() {
 
 #[test]
 fn cleanup_leaves_nothing_and_does_it_twice() {
-    for mode in MODES {
+    for mode in modes() {
         let Some(net) = Net::build() else { return };
         let _proxy = net.proxy(mode, &packet_table::world());
         for _ in 0..2 {

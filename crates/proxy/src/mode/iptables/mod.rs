@@ -27,6 +27,13 @@ pub const NAME: &str = "iptables";
 /// The mode's line in [`MODES`](crate::mode::MODES).
 pub const MODE: Description = Description { name: NAME, keeps_sources: true, probe, open, cleanup };
 
+/// The mode with the kernel's ip_tables, whatever the machine uses: for tests that try both.
+pub const LEGACY: Description = Description {
+    probe: || probe_with(Some(Backend::Legacy)),
+    open: |settings| open_with(Some(Backend::Legacy), settings),
+    ..MODE
+};
+
 /// Lets packets of 127.0.0.0/8 leave and enter, for node ports at 127.0.0.1.
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 
@@ -35,7 +42,11 @@ const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 /// # Errors
 /// What the program says, for example that the kernel lacks a match.
 pub fn probe() -> Result<()> {
-    let mut iptables = Real::open(None).map_err(failed)?;
+    probe_with(None)
+}
+
+fn probe_with(backend: Option<Backend>) -> Result<()> {
+    let mut iptables = Real::open(backend).map_err(failed)?;
     iptables.test(Family::V4, PROBE).map_err(failed)
 }
 
@@ -56,7 +67,11 @@ COMMIT
 /// # Errors
 /// When iptables is not installed, or node ports cannot be made to answer at 127.0.0.1.
 pub fn open(settings: &Settings) -> Result<Box<dyn Mode>> {
-    let iptables = Real::open(None).map_err(failed)?;
+    open_with(None, settings)
+}
+
+fn open_with(backend: Option<Backend>, settings: &Settings) -> Result<Box<dyn Mode>> {
+    let iptables = Real::open(backend).map_err(failed)?;
     if layout::answers_at_localhost(settings) {
         ProcSys.ensure(ROUTE_LOCALNET, "1").map_err(failed)?;
     }

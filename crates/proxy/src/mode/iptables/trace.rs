@@ -196,7 +196,9 @@ impl Machine<'_> {
                 Next::End(End::Translated(Backend { address: to.ip(), port: to.port() }))
             }
             Some(Target::Chain(jump)) => return Err(format!("there is no chain {}", jump.chain)),
-            Some(Target::Redirect(_)) => return Err("the tracer does not know this target".to_owned()),
+            Some(Target::Redirect(_) | Target::MapMark { .. }) => {
+                return Err("the tracer does not know this target".to_owned());
+            }
         })
     }
 
