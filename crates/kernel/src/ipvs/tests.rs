@@ -6,7 +6,10 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use podwire_model::{Family, Protocol};
 
 use super::{wire, *};
-use crate::test_support::in_new_netns;
+use crate::{
+    route::{LinkChange, Route, RouteSocket},
+    test_support::in_new_netns,
+};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -85,9 +88,17 @@ fn the_fake_refuses_what_the_kernel_refuses() {
     suite(&mut Fake::new());
 }
 
+/// Without any local address the kernel refuses every destination: it asks its table of local addresses about them.
+fn in_netns_with_loopback(test: impl FnOnce() + Send) {
+    in_new_netns(|| {
+        RouteSocket::open().unwrap().change_link(1, &[LinkChange::Up(true)]).unwrap();
+        test();
+    });
+}
+
 #[test]
 fn the_kernel_does_the_same() {
-    in_new_netns(|| match Kernel::open() {
+    in_netns_with_loopback(|| match Kernel::open() {
         Ok(mut kernel) => {
             suite(&mut kernel);
             every_scheduler(&mut kernel);
@@ -114,7 +125,7 @@ fn every_scheduler(kernel: &mut Kernel) {
 
 #[test]
 fn many_changes_go_in_few_calls_and_every_refusal_is_seen() {
-    in_new_netns(|| {
+    in_netns_with_loopback(|| {
         let Ok(mut kernel) = Kernel::open() else { return };
         let key = ServiceKey::Address(Protocol::Tcp, address("10.96.0.10:80"));
         kernel.change(&[Change::AddService(Service::new(key, "rr"))]).unwrap();
