@@ -3,14 +3,16 @@
 use std::{
     fs,
     path::PathBuf,
-    process::{Child, Command, Stdio, id},
-    thread::sleep,
-    time::{Duration, Instant},
+    process::{Command, Stdio, id},
+    time::Duration,
 };
 
 use podwire_kernel::ns::Namespace;
 
-use super::Result;
+use super::{
+    Result,
+    process::{End, finish},
+};
 
 /// A tool that needs longer is ended.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,20 +59,10 @@ fn by_nft() -> Result<Vec<(String, Duration)>> {
 
 /// Runs a tool in a new network namespace, for as long as [`PATIENCE`] allows.
 fn timed(name: &str, mut tool: Command) -> Result<(String, Duration)> {
-    let namespace = Namespace::new_net()?;
-    let begin = Instant::now();
-    let started = || tool.stdin(Stdio::null()).spawn().map_err(|error| podwire_kernel::Error::io("start it", error));
-    let mut child: Child = namespace.run(started)?;
-    loop {
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok((name.to_owned(), begin.elapsed())),
-            Some(status) => return Err(format!("{tool:?}: {status}").into()),
-            None if begin.elapsed() > PATIENCE => {
-                child.kill()?;
-                child.wait()?;
-                return Ok((format!("{name} (ended unfinished)"), begin.elapsed()));
-            }
-            None => sleep(Duration::from_millis(1)),
-        }
-    }
+    let start = || tool.stdin(Stdio::null()).spawn().map_err(|error| podwire_kernel::Error::io("start it", error));
+    let child = Namespace::new_net()?.run(start)?;
+    Ok(match finish(child, &format!("{tool:?}"), PATIENCE)? {
+        End::Done(time) => (name.to_owned(), time),
+        End::TimeUp(time) => (format!("{name} (ended unfinished)"), time),
+    })
 }
