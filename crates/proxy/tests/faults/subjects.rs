@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use podwire_kernel::nftables::Fake;
+use podwire_kernel::{
+    iptables::{self, Table},
+    nftables::Fake,
+};
+use podwire_model::Family;
 use podwire_proxy::mode::{
     DetectLocal, Mode, Settings,
+    iptables::{IptablesMode, trace as iptables_trace},
     nftables::{
         Nftables,
         trace::{self, Fate},
@@ -35,7 +40,8 @@ pub trait Subject {
 pub type Maker = (&'static str, fn(Option<u64>) -> Box<dyn Subject>);
 
 /// Every mode.
-pub const SUBJECTS: &[Maker] = &[("nftables", |fail| Box::new(OverNftables::new(fail)))];
+pub const SUBJECTS: &[Maker] =
+    &[("nftables", |fail| Box::new(OverNftables::new(fail))), ("iptables", |fail| Box::new(OverIptables::new(fail)))];
 
 fn settings() -> Settings {
     Settings { detect_local: DetectLocal::Ranges(vec![packet_table::empty().pods]), ..Settings::default() }
@@ -99,5 +105,80 @@ impl Subject for OverNftables {
             chains.chain(elements)
         });
         lines.collect()
+    }
+}
+
+struct OverIptables(IptablesMode<iptables::Fake>);
+
+impl OverIptables {
+    fn new(fail: Option<u64>) -> Self {
+        let fake = fail.map_or_else(iptables::Fake::new, |n| iptables::Fake::new().failing_one_in(n));
+        Self(IptablesMode::new(fake, settings()))
+    }
+}
+
+impl Subject for OverIptables {
+    fn mode(&mut self) -> &mut dyn Mode {
+        &mut self.0
+    }
+
+    fn restart(&mut self) {
+        self.0 = IptablesMode::new(self.0.iptables().clone(), settings());
+    }
+
+    fn heal(&mut self) {
+        self.0.iptables_mut().heal();
+    }
+
+    fn traced(&self, world: &World, packet: &Packet) -> Result<Outcome, String> {
+        let table = |table| self.0.iptables().table(Family::of(&packet.to.ip()), table);
+        let (nat, filter) = (table(Table::Nat), table(Table::Filter));
+        let made_here = world.node_addresses.contains(&packet.from);
+        let traced = iptables_trace::Packet {
+            source: packet.from,
+            destination: packet.to.ip(),
+            protocol: packet.protocol,
+            port: packet.to.port(),
+            input: (!made_here).then_some("eth0"),
+        };
+        let tables = iptables_trace::Tables { nat: &nat, filter: &filter };
+        let fates =
+            iptables_trace::trace(tables, traced, &world.node_addresses).map_err(|unknown| unknown.to_string())?;
+        let mut sent = BTreeSet::new();
+        for fate in &fates {
+            match fate {
+                iptables_trace::Fate::Sent { to, masqueraded } => {
+                    sent.insert((SocketAddr::new(to.address, to.port), *masqueraded))
+                }
+                other if fates.len() > 1 => return Err(format!("{other:?} among {fates:?}")),
+                iptables_trace::Fate::Rejected => return Ok(Outcome::Rejected),
+                iptables_trace::Fate::Dropped => return Ok(Outcome::Dropped),
+                iptables_trace::Fate::Untouched => return Ok(Outcome::Untouched),
+            };
+        }
+        Ok(Outcome::Sent(sent))
+    }
+
+    /// The order of rules counts in the chains of Services only: in those that Services share, new rules come first.
+    fn shape(&self) -> BTreeSet<String> {
+        let mut lines = BTreeSet::new();
+        let fake = self.0.iptables();
+        for family in [Family::V4, Family::V6] {
+            // What all Services need is made for the first one, and stays after the last one: not the present only.
+            let served = !fake.table(family, Table::Filter).rules("KUBE-CLUSTER-IPS").is_empty();
+            for table in Table::ALL {
+                let chains = fake.table(family, table).chains;
+                let of_services = ["KUBE-SEP-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-"];
+                let of_service = |name: &str| of_services.iter().any(|prefix| name.starts_with(prefix));
+                for (name, chain) in chains.iter().filter(|(name, _)| served || of_service(name)) {
+                    let mut rules = chain.rules.clone();
+                    if !of_service(name) {
+                        rules.sort();
+                    }
+                    lines.insert(format!("{family:?} {table} {name} {rules:?}"));
+                }
+            }
+        }
+        lines
     }
 }

@@ -50,22 +50,34 @@ pub fn constant(settings: &Settings) -> Vec<(Table, &'static str, Vec<Rule>)> {
 pub fn tail(shared: Shared, family: Family, settings: &Settings) -> Vec<Rule> {
     match shared {
         Shared::Addresses => node_ports(family, settings),
-        Shared::Unserved => {
-            let ranges: Vec<_> =
-                settings.service_ranges.iter().filter(|range| Family::of(&range.addr()) == family).copied().collect();
-            let text = "kubernetes service ports without a service";
-            let to_cluster_ips =
-                |destination| Rule { destination, ..Rule::to(Target::jump(Shared::ClusterIps.name())).comment(text) };
-            if ranges.is_empty() {
-                return vec![to_cluster_ips(None)];
-            }
-            let text = "kubernetes service addresses without a service";
-            let unallocated =
-                |range: &IpNet| Rule { destination: Some(Is::equal(*range)), ..Rule::to(Target::Drop).comment(text) };
-            ranges.iter().flat_map(|range| [to_cluster_ips(Some(Is::equal(*range))), unallocated(range)]).collect()
-        }
+        Shared::Unserved => unserved(family, settings),
         _ => Vec::new(),
     }
+}
+
+/// After the cluster IPs without endpoints: what this node itself sends to external addresses without endpoints, then
+/// what no Service took of the addresses that Services have.
+fn unserved(family: Family, settings: &Settings) -> Vec<Rule> {
+    // Output leads to this chain, not to that of external addresses; kube-proxy's cleanup would stumble over a jump from there.
+    let from_here = Match::AddressType { source: Some(Is::equal(AddressKind::Local)), destination: None };
+    let external = Rule::to(Target::jump(Shared::UnservedExternal.name()))
+        .comment("kubernetes externally-visible service portals")
+        .and(from_here);
+    let mut rules = vec![external];
+    let to_cluster_ips = |destination| Rule {
+        destination,
+        ..Rule::to(Target::jump(Shared::ClusterIps.name())).comment("kubernetes ports without a service")
+    };
+    let ranges = settings.service_ranges.iter().filter(|range| Family::of(&range.addr()) == family);
+    for range in ranges {
+        let within = Some(Is::equal(range.trunc()));
+        let drop = Rule::to(Target::Drop).comment("kubernetes service addresses without a service");
+        rules.extend([to_cluster_ips(within), Rule { destination: within, ..drop }]);
+    }
+    if rules.len() == 1 {
+        rules.push(to_cluster_ips(None));
+    }
+    rules
 }
 
 /// To the node ports, for what no address of a Service took.

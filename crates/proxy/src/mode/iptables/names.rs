@@ -89,10 +89,10 @@ pub enum Shared {
     Addresses,
     /// `KUBE-CLUSTER-IPS` of table filter: ports of cluster IPs that no Service has.
     ClusterIps,
-    /// `KUBE-SERVICES` of table filter: cluster IPs without endpoints.
-    Unserved,
     /// `KUBE-EXTERNAL-SERVICES` of table filter: other addresses and node ports without endpoints.
     UnservedExternal,
+    /// `KUBE-SERVICES` of table filter: cluster IPs without endpoints.
+    Unserved,
     /// `KUBE-PROXY-FIREWALL` of table filter: what did not come from the right sources.
     Firewall,
 }
@@ -100,7 +100,7 @@ pub enum Shared {
 impl Shared {
     /// All of them.
     pub const ALL: [Self; 6] =
-        [Self::NodePorts, Self::Addresses, Self::ClusterIps, Self::Unserved, Self::UnservedExternal, Self::Firewall];
+        [Self::NodePorts, Self::Addresses, Self::ClusterIps, Self::UnservedExternal, Self::Unserved, Self::Firewall];
 
     /// Which table it is in.
     pub const fn table(self) -> Table {
