@@ -1,6 +1,6 @@
 //! A small HTTP server for the pages that probes and Prometheus read.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -43,10 +43,22 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Page {
 
 /// Answers requests by their path, until it is aborted.
 pub async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Page + Clone + Send + 'static) {
+    serve_at(listener, |_| true, answer).await;
+}
+
+/// As [`serve`], but only at those addresses of this machine that `admits`.
+pub async fn serve_at(
+    listener: TcpListener,
+    admits: impl Fn(IpAddr) -> bool + Send,
+    answer: impl Fn(&str) -> Page + Clone + Send + 'static,
+) {
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(permit) = limit.clone().acquire_owned().await {
         let stream = match listener.accept().await {
-            Ok((stream, _)) => TokioIo::new(stream),
+            Ok((stream, _)) if stream.local_addr().is_ok_and(|local| admits(local.ip().to_canonical())) => {
+                TokioIo::new(stream)
+            }
+            Ok(_) => continue,
             Err(error) => {
                 debug!("http accept: {error}");
                 tokio::time::sleep(REST).await;

@@ -27,6 +27,15 @@ pub enum Error {
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },
+    /// The API server's address is no URL.
+    #[error("cannot use {url:?} as the URL of the Kubernetes API: {source}")]
+    Server {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: http::uri::InvalidUri,
+    },
     /// TLS or authentication could not be set up.
     #[error("cannot set up the connection to the Kubernetes API: {0}")]
     Connection(#[source] Box<kube::Error>),
@@ -48,6 +57,10 @@ impl Client {
 
     /// Connects as the current context of the kubeconfig at `path`, or of `$KUBECONFIG`, or of `~/.kube/config`.
     pub async fn from_kubeconfig(path: Option<&Path>) -> Result<Self, Error> {
+        Self::from_config(Self::read_kubeconfig(path).await?)
+    }
+
+    async fn read_kubeconfig(path: Option<&Path>) -> Result<Config, Error> {
         let failed = |source| Error::Kubeconfig {
             path: path.map_or_else(|| "$KUBECONFIG or ~/.kube/config".into(), |p| p.display().to_string()),
             source: Box::new(source),
@@ -56,8 +69,7 @@ impl Client {
             Some(path) => Kubeconfig::read_from(path).map_err(failed)?,
             None => Kubeconfig::read().map_err(failed)?,
         };
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?;
-        Self::from_config(config)
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
     }
 
     /// Connects as the kubeconfig at `path` says where one is given, otherwise as the pod's service account.
@@ -66,6 +78,21 @@ impl Client {
             Some(path) => Self::from_kubeconfig(Some(&path)).await,
             None => Self::in_cluster(),
         }
+    }
+
+    /// As [`Client::from_kubeconfig_or_cluster`], but the API server is at `server` where that is given (`--master`).
+    pub async fn connect(kubeconfig: Option<&Path>, server: Option<&str>) -> Result<Self, Error> {
+        let Some(server) = server.filter(|server| !server.is_empty()) else {
+            return Self::from_kubeconfig_or_cluster(kubeconfig.map(Path::to_owned)).await;
+        };
+        let failed = |source| Error::Server { url: server.to_owned(), source };
+        let url = server.parse::<http::Uri>().map_err(failed)?;
+        let mut config = match kubeconfig {
+            Some(path) => Self::read_kubeconfig(Some(path)).await?,
+            None => Config::new(url.clone()),
+        };
+        config.cluster_url = url;
+        Self::from_config(config)
     }
 
     /// The client of the `kube` crate, for typed requests.

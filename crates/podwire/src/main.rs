@@ -28,7 +28,7 @@ enum Command {
     #[command(subcommand)]
     Lab(lab::Command),
     /// Carry Services: takes kube-proxy's configuration
-    KubeProxy(kube_proxy::Args),
+    KubeProxy(Box<kube_proxy::Args>),
     /// Join the nodes' pod ranges: takes flanneld's flags and net-conf.json
     Flanneld(flanneld::Args),
     /// Answer for cluster names: takes CoreDNS's Corefile
@@ -43,12 +43,15 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(flags::with_double_dashes(std::env::args_os()));
-    log();
+    log(match &cli.command {
+        Command::KubeProxy(args) => args.v.unwrap_or_default(),
+        _ => 0,
+    });
     let done = match cli.command {
         // The lab's commands enter and make namespaces, which takes a process of one thread: no runtime here.
         Command::Lab(command) => lab::run(command).map_err(Into::into),
         Command::Own(command) => lab::run_hidden(command).map_err(Into::into),
-        Command::KubeProxy(args) => agent(kube_proxy::run(args)),
+        Command::KubeProxy(args) => agent(kube_proxy::run(*args)),
         Command::Flanneld(args) => agent(flanneld::run(args)),
         Command::Dns(args) => agent(dns::run(args)),
         Command::InstallCni(args) => agent(cni_install::run(args)),
@@ -66,12 +69,13 @@ fn agent(run: impl Future<Output = Result<()>>) -> Result<ExitCode> {
     runtime.block_on(run).map(|()| ExitCode::SUCCESS)
 }
 
-/// Logs to standard error: `info` and above of ours, warnings of others, or as `RUST_LOG` says.
-fn log() {
+/// Logs to standard error: `info` and above of ours (from verbosity 4 on also `debug`), warnings of others; or as
+/// `RUST_LOG` says.
+fn log(verbosity: u8) {
+    let level = if verbosity >= 4 { "debug" } else { "info" };
     let default = || {
-        EnvFilter::new(
-            "warn,podwire=info,podwire_agent=info,podwire_lab=info,podwire_dns=info,podwire_proxy=info,podwire_overlay=info",
-        )
+        let ours = ["podwire", "podwire_agent", "podwire_lab", "podwire_dns", "podwire_proxy", "podwire_overlay"];
+        EnvFilter::new(ours.map(|name| format!("{name}={level}")).join(",") + ",warn")
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default());
     tracing_subscriber::fmt()

@@ -7,7 +7,7 @@ use std::{
 
 use podwire_model::ObjectName;
 
-use crate::plan::{Frontend, HealthCheck, ServicePlan, Treatment};
+use crate::plan::{Action, Frontend, HealthCheck, ServicePlan, Treatment};
 
 /// What a [`Mode`](crate::mode::Mode) has to change: for everything listed the state that holds from now on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,6 +107,17 @@ impl Routes {
         self.changed.cluster_ips.extend(self.cluster_ips.keys());
         self.changed.hairpin.extend(self.hairpin.keys());
         self.take_changes()
+    }
+
+    /// How many Services drop traffic here because of a Local policy: from inside, and from outside.
+    pub fn dropping(&self) -> [usize; 2] {
+        let count = |drops: fn(&Treatment) -> bool| {
+            self.plans.values().filter(|plan| plan.frontends.iter().any(|(_, treatment)| drops(treatment))).count()
+        };
+        [
+            count(|treatment| treatment.inside == Action::Drop),
+            count(|treatment| treatment.outside == Some(Action::Drop)),
+        ]
     }
 
     /// Every frontend that several Services ask for, sorted.

@@ -127,6 +127,7 @@ impl Tracker {
         if node.name != self.me.node {
             return;
         }
+        self.problems.forget("Node", &ObjectName::new("", node.name.clone()));
         let known = (&self.me.zone, &self.me.addresses, &self.me.pod_ranges);
         if known != (&node.zone, &node.internal_ips, &node.pod_cidrs) {
             self.me.zone.clone_from(&node.zone);
@@ -151,6 +152,14 @@ impl Tracker {
     /// All that is wrong with objects now, sorted. As of the last changes that were taken.
     pub fn problems(&self) -> impl Iterator<Item = Problem> {
         self.problems.current(&self.routes).into_iter()
+    }
+
+    /// Whether pods' traffic to cluster IPs is masqueraded as well (`masqueradeAll`).
+    pub fn set_masquerade_all(&mut self, all: bool) {
+        if self.me.masquerade_all != all {
+            self.me.masquerade_all = all;
+            self.dirty.extend(self.services.keys().cloned());
+        }
     }
 
     /// Whether both Services and EndpointSlices were listed completely at least once.
@@ -179,6 +188,12 @@ impl Tracker {
         let mut ports = HashSet::new();
         let checks = self.routes.health_checks().iter().filter(|(_, check)| ports.insert(check.port));
         checks.map(|(name, check)| (name.clone(), *check)).collect()
+    }
+
+    /// How many Services have no endpoint here for an internal, and for an external, traffic policy Local. As of the last
+    /// changes that were taken.
+    pub fn without_local_endpoints(&self) -> [usize; 2] {
+        self.routes.dropping()
     }
 
     fn plan_dirty(&mut self) -> bool {

@@ -1,244 +1,326 @@
-//! `KubeProxyConfiguration`, v1alpha1.
-//!
-//! Every field of the API is known by name, so that a stock file is accepted and a misspelt field is not. Settings of
-//! other modes are accepted and have no effect; settings that would change how traffic flows and are not supported are
-//! errors.
+//! What a [`Configuration`] asks for: checked, with defaults, in our own terms.
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
-use podwire_model::IpNet;
-use serde::{Deserialize, de::IgnoredAny};
+use anyhow::{Context, anyhow, bail, ensure};
+use podwire_model::{Family, IpNet};
+use podwire_proxy::mode::{IpvsSettings, NodePortAddresses};
 
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-const KIND: &str = "KubeProxyConfiguration";
-/// Bit 14: the mark 0x4000, which flannel and others know.
-const DEFAULT_MASQUERADE_BIT: u32 = 14;
+use super::{
+    args::Values,
+    duration::GoDuration,
+    schema::{self, Configuration},
+};
 
-/// A part of the file whose contents have no effect here.
-type Unused = Option<IgnoredAny>;
+/// Every mode of kube-proxy there was: what is not in this build's `MODES` has a way to fall back, or an error.
+const MODES: [&str; 4] = ["nftables", "iptables", "ipvs", "userspace"];
+/// Schedulers of ipvs (Linux 6.18); the kernel has those whose modules it finds.
+const SCHEDULERS: [&str; 14] =
+    ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "fo", "ovf", "mh", "twos"];
+/// `IFNAMSIZ` less the zero at its end.
+const LONGEST_INTERFACE: usize = 15;
 
-/// The file. Absent and null fields have kube-proxy's defaults.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+/// The configuration.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    api_version: Option<String>,
-    kind: Option<String>,
-    #[serde(rename = "featureGates")]
-    _feature_gates: Option<BTreeMap<String, bool>>,
-    client_connection: Option<ClientConnection>,
-    #[serde(rename = "logging")]
-    _logging: Unused,
-    hostname_override: Option<String>,
-    #[serde(rename = "bindAddress")]
-    _bind_address: Unused,
-    healthz_bind_address: Option<String>,
-    metrics_bind_address: Option<String>,
-    #[serde(rename = "bindAddressHardFail")]
-    _bind_address_hard_fail: Unused,
-    #[serde(rename = "enableProfiling")]
-    _enable_profiling: Unused,
-    #[serde(rename = "showHiddenMetricsForVersion")]
-    _show_hidden_metrics_for_version: Unused,
-    mode: Option<String>,
-    #[serde(rename = "iptables")]
-    _iptables: Unused,
-    #[serde(rename = "ipvs")]
-    _ipvs: Unused,
-    nftables: Option<Nftables>,
-    #[serde(rename = "winkernel")]
-    _winkernel: Unused,
-    detect_local_mode: Option<String>,
-    detect_local: Option<DetectLocal>,
-    #[serde(rename = "clusterCIDR")]
-    cluster_cidr: Option<String>,
-    node_port_addresses: Option<Vec<String>>,
-    #[serde(rename = "oomScoreAdj")]
-    _oom_score_adj: Unused,
-    conntrack: Option<Conntrack>,
-    #[serde(rename = "configSyncPeriod")]
-    _config_sync_period: Unused,
-    #[serde(rename = "portRange")]
-    _port_range: Unused,
-    #[serde(rename = "windowsRunAsService")]
-    _windows_run_as_service: Unused,
+    /// What must be the same until the next start.
+    pub fixed: Fixed,
+    /// The proxy mode's name.
+    pub mode: String,
+    /// How to tell which traffic is that of pods.
+    pub detect_local: DetectLocal,
+    /// Where node ports are served.
+    pub node_port_addresses: NodePortAddresses,
+    /// This node's primary address, where it is not to be taken from the Node object.
+    pub bind_address: Option<IpAddr>,
+    /// The packet mark that asks for masquerading.
+    pub masquerade_mark: u32,
+    /// Masquerade pods' traffic to cluster IPs as well.
+    pub masquerade_all: bool,
+    /// Serve node ports at 127.0.0.1 as well.
+    pub localhost_node_ports: bool,
+    /// Settings of ipvs mode.
+    pub ipvs: IpvsSettings,
+    /// How long the kernel may be behind the API before this proxy counts as sick.
+    pub patience: Duration,
+    /// Connection tracking.
+    pub conntrack: Conntrack,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ClientConnection {
-    kubeconfig: Option<PathBuf>,
-    #[serde(rename = "acceptContentTypes")]
-    _accept_content_types: Unused,
-    #[serde(rename = "contentType")]
-    _content_type: Unused,
-    #[serde(rename = "qps")]
-    _qps: Unused,
-    #[serde(rename = "burst")]
-    _burst: Unused,
+/// What is taken at start only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fixed {
+    /// How to reach the API server; `None` means the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The Node object's name.
+    pub hostname_override: Option<String>,
+    /// Where `/healthz` is, if anywhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where `/metrics` is, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// End if one of these addresses is taken.
+    pub bind_hard_fail: bool,
+    /// What to put into `oom_score_adj`.
+    pub oom_score_adj: i32,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Nftables {
-    masquerade_bit: Option<u32>,
-    masquerade_all: Option<bool>,
-    #[serde(rename = "syncPeriod")]
-    _sync_period: Unused,
-    #[serde(rename = "minSyncPeriod")]
-    _min_sync_period: Unused,
+/// `detectLocalMode`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By source address; empty where nobody can tell.
+    ClusterCidr(Vec<IpNet>),
+    /// By source address, in the ranges of the Node object.
+    NodeCidr,
+    /// By interface.
+    BridgeInterface(String),
+    /// By the beginning of the interface's name.
+    InterfaceNamePrefix(String),
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct DetectLocal {
-    #[serde(rename = "bridgeInterface")]
-    _bridge_interface: Unused,
-    #[serde(rename = "interfaceNamePrefix")]
-    _interface_name_prefix: Unused,
-    #[serde(rename = "clusterCIDRs")]
-    cluster_cidrs: Option<Vec<String>>,
+/// The section `conntrack`. Zero leaves the kernel's value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Tracked connections for each processor.
+    pub max_per_core: u32,
+    /// Tracked connections at least, where `max_per_core` is not zero.
+    pub min: u32,
+    /// Idle TCP connections.
+    pub tcp_established: Duration,
+    /// Half-closed TCP connections.
+    pub tcp_close_wait: Duration,
+    /// Take no TCP packet for invalid.
+    pub tcp_be_liberal: bool,
+    /// Unanswered UDP flows.
+    pub udp: Duration,
+    /// Answered UDP flows.
+    pub udp_stream: Duration,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Conntrack {
-    #[serde(rename = "maxPerCore")]
-    _max_per_core: Unused,
-    #[serde(rename = "min")]
-    _min: Unused,
-    #[serde(rename = "tcpEstablishedTimeout")]
-    _tcp_established_timeout: Unused,
-    #[serde(rename = "tcpCloseWaitTimeout")]
-    _tcp_close_wait_timeout: Unused,
-    tcp_be_liberal: Option<bool>,
-    #[serde(rename = "udpTimeout")]
-    _udp_timeout: Unused,
-    #[serde(rename = "udpStreamTimeout")]
-    _udp_stream_timeout: Unused,
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// `--config`.
+    File(PathBuf),
+    /// The other flags.
+    Flags(Box<Values>),
+}
+
+impl Source {
+    /// The configuration as written, with defaults.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn schema(&self) -> anyhow::Result<Configuration> {
+        let configuration = match self {
+            Self::File(path) => {
+                let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Configuration::parse(&text).with_context(|| unusable(path))?
+            }
+            Self::Flags(values) => values.configuration(),
+        };
+        Ok(configuration.with_defaults())
+    }
+
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// It cannot be read, is malformed (line, column and field are named), or asks for what cannot be (the field is
+    /// named).
+    pub fn read(&self) -> anyhow::Result<Config> {
+        let config = Config::new(&self.schema()?);
+        match self {
+            Self::File(path) => config.with_context(|| unusable(path)),
+            Self::Flags(_) => config,
+        }
+    }
+}
+
+fn unusable(path: &Path) -> String {
+    format!("{} is no usable {}", path.display(), schema::KIND)
 }
 
 impl Config {
-    /// Reads and checks the file.
+    /// Checks a configuration that has its defaults.
     ///
     /// # Errors
-    /// It cannot be read, is no such configuration (line, column and field are named), or asks for what is not
-    /// supported.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{} is no usable {KIND}", path.display()))
-    }
-
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        let config: Self = serde_saphyr::from_str(text)?;
-        let (version, kind) = (config.api_version.as_deref(), config.kind.as_deref());
-        ensure!(version == Some(API_VERSION), "apiVersion is {}, expected {API_VERSION}", version.unwrap_or("missing"));
-        ensure!(kind == Some(KIND), "kind is {}, expected {KIND}", kind.unwrap_or("missing"));
-        config.check()?;
-        Ok(config)
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        podwire_proxy::mode::find(self.mode()).map(drop).context("mode")?;
-        match self.detect_local_mode.as_deref() {
-            None | Some("" | "ClusterCIDR") => {}
-            Some(other) => bail!("detectLocalMode: {other:?} is not supported; supported: ClusterCIDR"),
-        }
-        if self.node_port_addresses.as_ref().is_some_and(|addresses| !addresses.is_empty()) {
-            bail!("nodePortAddresses is not supported; node ports are served on every address of the node");
-        }
-        let bit = self.masquerade_bit();
-        ensure!(bit < 32, "nftables.masqueradeBit: {bit} is not a bit of a packet mark (0 to 31)");
-        self.pod_ranges().map(drop)?;
-        self.healthz_address().map(drop)?;
-        self.metrics_address().map(drop)
-    }
-
-    /// The proxy mode; nftables where none is named.
-    pub fn mode(&self) -> &str {
-        match self.mode.as_deref() {
-            None | Some("") => "nftables",
-            Some(mode) => mode,
-        }
-    }
-
-    /// `clientConnection.kubeconfig`; `None` means the pod's service account.
-    pub fn kubeconfig(&self) -> Option<PathBuf> {
-        let connection = self.client_connection.as_ref()?;
-        connection.kubeconfig.clone().filter(|path| !path.as_os_str().is_empty())
-    }
-
-    /// `hostnameOverride`, if set.
-    pub fn hostname_override(&self) -> Option<String> {
-        self.hostname_override.clone().filter(|name| !name.is_empty())
-    }
-
-    /// Which sources are pods: `detectLocal.clusterCIDRs`, else `clusterCIDR` (several are separated by commas).
-    ///
-    /// # Errors
-    /// A range is none.
-    pub fn pod_ranges(&self) -> anyhow::Result<Vec<IpNet>> {
-        let listed = self.detect_local.as_ref().and_then(|detect| detect.cluster_cidrs.clone()).unwrap_or_default();
-        let (field, ranges) = if listed.is_empty() {
-            let joined = self.cluster_cidr.as_deref().unwrap_or_default();
-            ("clusterCIDR", joined.split(',').map(str::to_owned).collect())
-        } else {
-            ("detectLocal.clusterCIDRs", listed)
+    /// A value is invalid or contradicts another one: the field is named.
+    pub fn new(file: &Configuration) -> anyhow::Result<Self> {
+        ensure!(
+            MODES.contains(&file.mode.as_str()),
+            "mode: {:?} is not supported; supported: {}",
+            file.mode,
+            MODES.join(", ")
+        );
+        check_periods(file)?;
+        ensure!(
+            file.client_connection.burst >= 0,
+            "clientConnection.burst: {} is negative",
+            file.client_connection.burst
+        );
+        let bind = field("bindAddress", file.bind_address.parse::<IpAddr>())?;
+        // ipvs mode shares the section with iptables mode, as upstream.
+        let (section, bit, masquerade_all, sync) = match file.mode.as_str() {
+            "nftables" => {
+                ("nftables", file.nftables.masquerade_bit, file.nftables.masquerade_all, file.nftables.sync_period)
+            }
+            "ipvs" => ("iptables", file.iptables.masquerade_bit, file.iptables.masquerade_all, file.ipvs.sync_period),
+            _ => ("iptables", file.iptables.masquerade_bit, file.iptables.masquerade_all, file.iptables.sync_period),
         };
-        let ranges = ranges.iter().map(|range| range.trim()).filter(|range| !range.is_empty());
-        ranges.map(|range| range.parse().with_context(|| format!("{field}: {range:?} is no address range"))).collect()
-    }
-
-    /// The mark that asks for masquerading.
-    pub fn masquerade_mark(&self) -> u32 {
-        1_u32.checked_shl(self.masquerade_bit()).unwrap_or(1 << DEFAULT_MASQUERADE_BIT)
-    }
-
-    fn masquerade_bit(&self) -> u32 {
-        self.nftables.as_ref().and_then(|nftables| nftables.masquerade_bit).unwrap_or(DEFAULT_MASQUERADE_BIT)
-    }
-
-    /// `nftables.masqueradeAll`.
-    pub fn masquerade_all(&self) -> bool {
-        self.nftables.as_ref().and_then(|nftables| nftables.masquerade_all).unwrap_or(false)
-    }
-
-    /// `conntrack.tcpBeLiberal`.
-    pub fn tcp_be_liberal(&self) -> bool {
-        self.conntrack.as_ref().and_then(|conntrack| conntrack.tcp_be_liberal).unwrap_or(false)
-    }
-
-    /// Where `/healthz` is; `None` when switched off by an empty port.
-    ///
-    /// # Errors
-    /// It is no address.
-    pub fn healthz_address(&self) -> anyhow::Result<Option<SocketAddr>> {
-        address("healthzBindAddress", self.healthz_bind_address.as_deref(), ([0, 0, 0, 0], 10256).into())
-    }
-
-    /// Where `/metrics` is.
-    ///
-    /// # Errors
-    /// It is no address.
-    pub fn metrics_address(&self) -> anyhow::Result<Option<SocketAddr>> {
-        address("metricsBindAddress", self.metrics_bind_address.as_deref(), ([127, 0, 0, 1], 10249).into())
+        Ok(Self {
+            fixed: Fixed::new(file)?,
+            mode: file.mode.clone(),
+            detect_local: detect_local(file)?,
+            node_port_addresses: node_port_addresses(&file.node_port_addresses)?,
+            bind_address: Some(bind).filter(|address| !address.is_unspecified()),
+            masquerade_mark: masquerade_mark(section, bit.unwrap_or_default())?,
+            masquerade_all,
+            localhost_node_ports: file.iptables.localhost_node_ports.unwrap_or_default(),
+            ipvs: ipvs(&file.ipvs)?,
+            patience: sync.0 * 2,
+            conntrack: conntrack(&file.conntrack)?,
+        })
     }
 }
 
+impl Fixed {
+    fn new(file: &Configuration) -> anyhow::Result<Self> {
+        let oom_score_adj = file.oom_score_adj.unwrap_or_default();
+        ensure!((-1000..=1000).contains(&oom_score_adj), "oomScoreAdj: {oom_score_adj} is not within -1000 to 1000");
+        let bind: IpAddr = field("bindAddress", file.bind_address.parse())?;
+        let [any, localhost]: [IpAddr; 2] = match Family::of(&bind) {
+            Family::V4 => [[0, 0, 0, 0].into(), [127, 0, 0, 1].into()],
+            Family::V6 => [[0; 16].into(), std::net::Ipv6Addr::LOCALHOST.into()],
+        };
+        let set = |text: &str| Some(text.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
+        Ok(Self {
+            kubeconfig: set(&file.client_connection.kubeconfig).map(PathBuf::from),
+            hostname_override: set(&file.hostname_override),
+            healthz: address("healthzBindAddress", &file.healthz_bind_address, (any, 10256).into())?,
+            metrics: address("metricsBindAddress", &file.metrics_bind_address, (localhost, 10249).into())?,
+            bind_hard_fail: file.bind_address_hard_fail,
+            oom_score_adj,
+        })
+    }
+}
+
+/// Names the field in an error.
+fn field<T, E: std::fmt::Display>(name: impl std::fmt::Display, value: Result<T, E>) -> anyhow::Result<T> {
+    value.map_err(|error| anyhow!("{name}: {error}"))
+}
+
 /// `ADDRESS:PORT`, `:PORT` or `ADDRESS`; port 0 switches it off.
-fn address(field: &str, text: Option<&str>, default: SocketAddr) -> anyhow::Result<Option<SocketAddr>> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Some(default)) };
-    let any = text.strip_prefix(':').map(|port| format!("{}:{port}", default.ip()));
-    let parsed = any.as_deref().unwrap_or(text);
-    let alone = || parsed.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, default.port()));
-    let address = parsed.parse::<SocketAddr>().or_else(|_| alone());
-    let address = address.with_context(|| format!("{field}: {text:?} is no address and port"))?;
+fn address(name: &str, text: &str, default: SocketAddr) -> anyhow::Result<Option<SocketAddr>> {
+    let parsed = match text.strip_prefix(':') {
+        Some(port) => port.parse().ok().map(|port| SocketAddr::new(default.ip(), port)),
+        None => {
+            let alone = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, default.port()));
+            text.parse::<SocketAddr>().ok().or_else(alone)
+        }
+    };
+    let address = parsed.with_context(|| format!("{name}: {text:?} is no address and port"))?;
     Ok((address.port() != 0).then_some(address))
+}
+
+fn ranges<'a>(name: &str, texts: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Vec<IpNet>> {
+    let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty());
+    let parse = |text: &str| {
+        text.parse().map_err(|_| anyhow!("{name}: {text:?} is no address range; write it like 10.244.0.0/16"))
+    };
+    texts.map(parse).collect()
+}
+
+fn detect_local(file: &Configuration) -> anyhow::Result<DetectLocal> {
+    let interface = |name: &str, text: &str| {
+        ensure!(!text.is_empty(), "{name} must be set for detectLocalMode {}", file.detect_local_mode);
+        ensure!(
+            text.len() <= LONGEST_INTERFACE,
+            "{name}: {text:?} is too long for an interface's name ({LONGEST_INTERFACE} bytes)"
+        );
+        Ok(text.to_owned())
+    };
+    let cluster = ranges("clusterCIDR", file.cluster_cidr.split(','))?;
+    for family in [Family::V4, Family::V6] {
+        let count = cluster.iter().filter(|range| Family::of(&range.addr()) == family).count();
+        ensure!(count <= 1, "clusterCIDR: {:?} has more than one range of a family", file.cluster_cidr);
+    }
+    match file.detect_local_mode.as_str() {
+        "ClusterCIDR" => Ok(DetectLocal::ClusterCidr(cluster)),
+        "NodeCIDR" => Ok(DetectLocal::NodeCidr),
+        "BridgeInterface" => interface("detectLocal.bridgeInterface", &file.detect_local.bridge_interface)
+            .map(DetectLocal::BridgeInterface),
+        "InterfaceNamePrefix" => interface("detectLocal.interfaceNamePrefix", &file.detect_local.interface_name_prefix)
+            .map(DetectLocal::InterfaceNamePrefix),
+        other => bail!(
+            "detectLocalMode: {other:?} is not supported; supported: ClusterCIDR, NodeCIDR, BridgeInterface, \
+             InterfaceNamePrefix"
+        ),
+    }
+}
+
+fn node_port_addresses(texts: &[String]) -> anyhow::Result<NodePortAddresses> {
+    match texts {
+        [] => Ok(NodePortAddresses::All),
+        [keyword] if keyword == "primary" => Ok(NodePortAddresses::Primary),
+        several if several.iter().any(|text| text == "primary") => {
+            bail!("nodePortAddresses: \"primary\" cannot be used together with address ranges")
+        }
+        several => ranges("nodePortAddresses", several.iter().map(String::as_str)).map(NodePortAddresses::Ranges),
+    }
+}
+
+fn masquerade_mark(section: &str, bit: i32) -> anyhow::Result<u32> {
+    let mark = u32::try_from(bit).ok().and_then(|bit| 1_u32.checked_shl(bit));
+    mark.with_context(|| format!("{section}.masqueradeBit: {bit} is not a bit of a packet mark (0 to 31)"))
+}
+
+fn ipvs(section: &schema::Ipvs) -> anyhow::Result<IpvsSettings> {
+    let scheduler = if section.scheduler.is_empty() { "rr" } else { &section.scheduler };
+    ensure!(
+        SCHEDULERS.contains(&scheduler),
+        "ipvs.scheduler: {scheduler:?} is not supported; supported: {}",
+        SCHEDULERS.join(", ")
+    );
+    Ok(IpvsSettings {
+        scheduler: scheduler.to_owned(),
+        exclude: ranges("ipvs.excludeCIDRs", section.exclude_cidrs.iter().map(String::as_str))?,
+        strict_arp: section.strict_arp,
+        timeouts: [section.tcp_timeout.0, section.tcp_fin_timeout.0, section.udp_timeout.0],
+    })
+}
+
+fn conntrack(section: &schema::Conntrack) -> anyhow::Result<Conntrack> {
+    let count = |name, value: Option<i32>| {
+        let value = value.unwrap_or_default();
+        u32::try_from(value).map_err(|_| anyhow!("conntrack.{name}: {value} is negative"))
+    };
+    let time = |value: Option<GoDuration>| value.unwrap_or_default().0;
+    Ok(Conntrack {
+        max_per_core: count("maxPerCore", section.max_per_core)?,
+        min: count("min", section.min)?,
+        tcp_established: time(section.tcp_established_timeout),
+        tcp_close_wait: time(section.tcp_close_wait_timeout),
+        tcp_be_liberal: section.tcp_be_liberal,
+        udp: section.udp_timeout.0,
+        udp_stream: section.udp_stream_timeout.0,
+    })
+}
+
+fn check_periods(file: &Configuration) -> anyhow::Result<()> {
+    let (iptables, ipvs, nftables) = (&file.iptables, &file.ipvs, &file.nftables);
+    let periods = [
+        ("iptables", iptables.min_sync_period, iptables.sync_period),
+        ("ipvs", ipvs.min_sync_period, ipvs.sync_period),
+        ("nftables", nftables.min_sync_period, nftables.sync_period),
+    ];
+    for (section, min, period) in periods {
+        ensure!(min <= period, "{section}.minSyncPeriod: {min} is longer than {section}.syncPeriod, which is {period}");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -246,7 +328,8 @@ mod tests {
     use super::*;
 
     fn parse(body: &str) -> anyhow::Result<Config> {
-        Config::parse(&format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{body}"))
+        let text = format!("apiVersion: {}\nkind: {}\n{body}", schema::API_VERSION, schema::KIND);
+        Config::new(&Configuration::parse(&text)?.with_defaults())
     }
 
     fn refused(body: &str, reason: &str) {
@@ -257,19 +340,22 @@ mod tests {
     #[test]
     fn an_empty_configuration_has_the_defaults_of_kube_proxy() {
         let config = parse("").unwrap();
-        assert_eq!(config.mode(), "nftables");
-        assert_eq!(config.healthz_address().unwrap(), Some("0.0.0.0:10256".parse().unwrap()));
-        assert_eq!(config.metrics_address().unwrap(), Some("127.0.0.1:10249".parse().unwrap()));
-        assert_eq!(config.masquerade_mark(), 0x4000);
-        assert_eq!(config.pod_ranges().unwrap(), []);
-        assert_eq!(config.kubeconfig(), None);
+        assert_eq!(config.mode, "iptables");
+        assert_eq!(config.fixed.healthz, Some("0.0.0.0:10256".parse().unwrap()));
+        assert_eq!(config.fixed.metrics, Some("127.0.0.1:10249".parse().unwrap()));
+        assert_eq!((config.fixed.oom_score_adj, config.fixed.kubeconfig), (-999, None));
+        assert_eq!(config.masquerade_mark, 0x4000);
+        assert_eq!(config.detect_local, DetectLocal::ClusterCidr(Vec::new()));
+        assert_eq!(config.node_port_addresses, NodePortAddresses::All);
+        assert_eq!(config.patience, Duration::from_secs(60));
+        assert!(config.localhost_node_ports && !config.masquerade_all);
+        assert_eq!((config.conntrack.max_per_core, config.conntrack.min), (32_768, 131_072));
+        assert_eq!(config.conntrack.tcp_established, Duration::from_secs(86_400));
+        assert_eq!(config.ipvs, IpvsSettings::default());
     }
 
     /// What `kubeadm init` writes.
-    #[test]
-    fn the_file_of_a_stock_cluster_is_accepted() {
-        let config = parse(
-            "bindAddress: 0.0.0.0
+    const KUBEADM: &str = "bindAddress: 0.0.0.0
 bindAddressHardFail: false
 clientConnection: {acceptContentTypes: \"\", burst: 0, contentType: \"\", kubeconfig: /var/lib/kube-proxy/kubeconfig.conf, qps: 0}
 clusterCIDR: 10.244.0.0/16,fd00:10:244::/56
@@ -291,49 +377,162 @@ oomScoreAdj: null
 portRange: \"\"
 showHiddenMetricsForVersion: \"\"
 winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", rootHnsEndpointName: \"\", sourceVip: \"\"}
-",
-        )
-        .unwrap();
-        assert_eq!(config.pod_ranges().unwrap().len(), 2);
-        assert_eq!(config.masquerade_mark(), 0x8000);
-        assert!(config.tcp_be_liberal());
-        assert_eq!(config.kubeconfig().unwrap(), Path::new("/var/lib/kube-proxy/kubeconfig.conf"));
-        assert_eq!(config.hostname_override(), None);
+";
+
+    #[test]
+    fn the_file_of_a_stock_cluster_is_accepted() {
+        let config = parse(KUBEADM).unwrap();
+        let DetectLocal::ClusterCidr(ranges) = &config.detect_local else { panic!("{:?}", config.detect_local) };
+        assert_eq!(ranges.len(), 2);
+        assert_eq!((config.mode.as_str(), config.masquerade_mark), ("nftables", 0x8000));
+        assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
+        assert!(config.conntrack.tcp_be_liberal);
+        assert_eq!(config.fixed.kubeconfig.unwrap(), Path::new("/var/lib/kube-proxy/kubeconfig.conf"));
+        assert_eq!(config.fixed.hostname_override, None);
     }
 
     #[test]
-    fn what_is_wrong_or_not_supported_is_named() {
+    fn what_is_written_is_read_back() {
+        for body in ["", "mode: nftables", KUBEADM, "conntrack: {udpTimeout: 1m30s}\nmode: userspace"] {
+            let config = parse(body).unwrap();
+            let text = format!("apiVersion: {}\nkind: {}\n{body}", schema::API_VERSION, schema::KIND);
+            let written = Configuration::parse(&text).unwrap().with_defaults().to_yaml().unwrap();
+            assert_eq!(Config::new(&Configuration::parse(&written).unwrap()).unwrap(), config, "{written}");
+            assert!(written.contains("\n  maxPerCore: 32768\n"), "{written}");
+        }
+    }
+
+    #[test]
+    fn every_mode_has_its_section() {
+        let of = |mode: &str, rest: &str| parse(&format!("mode: {mode}\n{rest}")).unwrap();
+        let iptables = "iptables: {masqueradeBit: 3, masqueradeAll: true, syncPeriod: 10s}\nipvs: {syncPeriod: 20s}";
+        for (mode, mark, all, patience) in [
+            ("iptables", 8, true, 20),
+            ("ipvs", 8, true, 40),
+            ("userspace", 8, true, 20),
+            ("nftables", 0x4000, false, 60),
+        ] {
+            let config = of(mode, iptables);
+            let found = (config.masquerade_mark, config.masquerade_all, config.patience.as_secs());
+            assert_eq!(found, (mark, all, patience), "{mode}");
+        }
+        let ipvs = "ipvs: {scheduler: wlc, strictARP: true, excludeCIDRs: [10.0.0.0/8], tcpTimeout: 15m}";
+        let expected = IpvsSettings {
+            scheduler: "wlc".to_owned(),
+            exclude: vec!["10.0.0.0/8".parse().unwrap()],
+            strict_arp: true,
+            timeouts: [900, 0, 0].map(Duration::from_secs),
+        };
+        assert_eq!(of("ipvs", ipvs).ipvs, expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
         refused("clusterCidr: 10.244.0.0/16", "clusterCidr");
-        refused("nftables: {masqueradBit: 14}", "masqueradBit");
-        refused("mode: iptables", "mode: proxy mode \"iptables\" is not supported; supported: nftables");
+        refused("clusterCidr: 10.244.0.0/16", "line 3");
+        refused("nftables: {masqueradBit: 14}", "nftables.masqueradBit");
+        refused("detectLocal: {clusterCIDRs: []}", "detectLocal.clusterCIDRs");
+        refused("conntrack:\n  maxPerCore: many", "conntrack.maxPerCore");
+        refused("conntrack:\n  maxPerCore: many", "line 4");
+        refused("iptables: {syncPeriod: soon}", "iptables.syncPeriod");
+        refused("iptables: {syncPeriod: soon}", "\"soon\" is no length of time");
+        refused("conntrack: {udpTimeout: -1s}", "\"-1s\" is negative");
+        refused("conntrack: {min: -1}", "conntrack.min: -1 is negative");
+        refused(
+            "mode: kernelspace",
+            "mode: \"kernelspace\" is not supported; supported: nftables, iptables, ipvs, userspace",
+        );
         refused("clusterCIDR: 10.244.0.0", "clusterCIDR: \"10.244.0.0\" is no address range");
-        refused("detectLocal: {clusterCIDRs: [10.244.0.0/33]}", "detectLocal.clusterCIDRs: \"10.244.0.0/33\"");
-        refused("detectLocalMode: BridgeInterface", "BridgeInterface");
-        refused("nodePortAddresses: [primary]", "nodePortAddresses");
-        refused("nftables: {masqueradeBit: 32}", "masqueradeBit");
-        refused("healthzBindAddress: somewhere", "healthzBindAddress");
+        refused(
+            "clusterCIDR: 10.244.0.0/16,10.245.0.0/16",
+            "clusterCIDR: \"10.244.0.0/16,10.245.0.0/16\" has more than one",
+        );
+        refused("detectLocalMode: Guess", "detectLocalMode: \"Guess\"");
+        refused("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface must be set");
+        refused("detectLocalMode: InterfaceNamePrefix", "detectLocal.interfaceNamePrefix must be set");
+        refused(
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: bridge-of-all-pods}",
+            "\"bridge-of-all-pods\" is too long",
+        );
+        refused("nodePortAddresses: [primary, 10.0.0.0/8]", "\"primary\" cannot be used together");
+        refused("nodePortAddresses: [10.0.0.1]", "nodePortAddresses: \"10.0.0.1\"");
+        refused("mode: nftables\nnftables: {masqueradeBit: 32}", "nftables.masqueradeBit: 32");
+        refused("iptables: {masqueradeBit: -1}", "iptables.masqueradeBit: -1");
+        refused("iptables: {minSyncPeriod: 1m}", "iptables.minSyncPeriod: 1m0s is longer than iptables.syncPeriod");
+        refused("ipvs: {scheduler: best}", "ipvs.scheduler: \"best\"");
+        refused("ipvs: {excludeCIDRs: [x]}", "ipvs.excludeCIDRs: \"x\"");
+        refused("healthzBindAddress: somewhere", "healthzBindAddress: \"somewhere\"");
+        refused("bindAddress: somewhere", "bindAddress: ");
+        refused("oomScoreAdj: 1001", "oomScoreAdj: 1001");
         refused("mode: [", "line");
-        let error = format!("{:#}", Config::parse("kind: KubeProxyConfiguration").unwrap_err());
+        let error = format!("{:#}", Configuration::parse("kind: KubeProxyConfiguration").unwrap_err());
         assert!(error.contains("apiVersion is missing"), "{error}");
     }
 
     #[test]
     fn the_file_is_named() {
         let path = std::env::temp_dir().join(format!("podwire-kube-proxy-config-{}", std::process::id()));
-        let missing = format!("{:#}", Config::read(&path).unwrap_err());
+        let read = || format!("{:#}", Source::File(path.clone()).read().unwrap_err());
+        let missing = read();
         assert!(missing.starts_with(&format!("cannot read {}: ", path.display())), "{missing}");
-        fs::write(&path, format!("apiVersion: {API_VERSION}\nkind: {KIND}\nmode: ipvs\n")).unwrap();
-        let wrong = format!("{:#}", Config::read(&path).unwrap_err());
+        fs::write(&path, format!("apiVersion: {}\nkind: {}\nmode: best\n", schema::API_VERSION, schema::KIND)).unwrap();
+        let wrong = read();
         fs::remove_file(&path).unwrap();
-        assert!(wrong.starts_with(&format!("{} is no usable {KIND}: mode: ", path.display())), "{wrong}");
+        assert!(wrong.starts_with(&format!("{} is no usable {}: mode: ", path.display(), schema::KIND)), "{wrong}");
     }
 
     #[test]
     fn addresses_may_leave_out_one_half_and_port_zero_is_off() {
-        let at = |text: &str| parse(&format!("metricsBindAddress: \"{text}\"")).unwrap().metrics_address().unwrap();
+        let at = |text: &str| parse(&format!("metricsBindAddress: \"{text}\"")).unwrap().fixed.metrics;
         assert_eq!(at(":1234"), Some("127.0.0.1:1234".parse().unwrap()));
         assert_eq!(at("0.0.0.0"), Some("0.0.0.0:10249".parse().unwrap()));
         assert_eq!(at("[::1]:9"), Some("[::1]:9".parse().unwrap()));
         assert_eq!(at("127.0.0.1:0"), None);
+        let v6 = parse("bindAddress: fd00::1").unwrap();
+        assert_eq!(v6.fixed.healthz, Some("[::]:10256".parse().unwrap()));
+        assert_eq!(v6.fixed.metrics, Some("[::1]:10249".parse().unwrap()));
+        assert_eq!(v6.bind_address, Some("fd00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn flags_say_what_a_file_would() {
+        use clap::Parser;
+
+        #[derive(Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: super::super::Args,
+        }
+
+        let read = |line: &str| {
+            let args = Cli::try_parse_from(line.split(' ')).map(|cli| cli.args);
+            args.map(|args| (Source::Flags(Box::new(args.values.clone())).read(), args))
+        };
+        let (config, args) = read(
+            "kube-proxy --proxy-mode=ipvs --cluster-cidr=10.244.0.0/16 --ipvs-scheduler=sh --ipvs-strict-arp \
+             --masquerade-all=false --nodeport-addresses=10.0.0.0/8,fd00::/8 --conntrack-tcp-timeout-established=1h30m \
+             --healthz-port=0 --metrics-port 9000 --oom-score-adj -5 -v=4 --kube-api-qps=20 --feature-gates=A=true,B=false \
+             --iptables-masquerade-bit 7 --hostname-override=node1 --cleanup=false --logging-format text",
+        )
+        .unwrap();
+        let config = config.unwrap();
+        assert_eq!(
+            (config.mode.as_str(), config.ipvs.scheduler.as_str(), config.ipvs.strict_arp),
+            ("ipvs", "sh", true)
+        );
+        assert_eq!(config.detect_local, DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]));
+        let NodePortAddresses::Ranges(ranges) = &config.node_port_addresses else { panic!("no ranges") };
+        assert_eq!(ranges.len(), 2);
+        assert_eq!(config.conntrack.tcp_established, Duration::from_secs(5400));
+        assert_eq!((config.fixed.healthz, config.fixed.metrics), (None, Some("127.0.0.1:9000".parse().unwrap())));
+        assert_eq!((config.fixed.oom_score_adj, config.masquerade_mark), (-5, 1 << 7));
+        assert_eq!((args.v, args.hostname_override.as_deref(), args.cleanup), (Some(4), Some("node1"), false));
+        let (plain, args) = read("kube-proxy --config /x --cleanup --init-only").unwrap();
+        assert_eq!(plain.unwrap(), parse("").unwrap());
+        assert!(args.cleanup && args.init_only && args.values == Values::default());
+        assert!(read("kube-proxy --proxy-mod=ipvs").is_err());
+        assert!(read("kube-proxy --ipvs-tcp-timeout=soon").is_err());
+        let wrong = format!("{:#}", read("kube-proxy --proxy-mode=best").unwrap().0.unwrap_err());
+        assert!(wrong.starts_with("mode: \"best\""), "{wrong}");
     }
 }

@@ -1,49 +1,166 @@
-//! kube-proxy's metrics, by kube-proxy's names.
+//! kube-proxy's metrics by kube-proxy's names, and a few of our own. Both address families are brought up to date in
+//! one go, so there is no label `ip_family`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use prometheus_client::{
     encoding::text::encode,
     metrics::{
         counter::Counter,
+        family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::Registry,
+    registry::{Metric, Registry},
 };
+
+/// Counts by one label.
+pub type Counters = Family<[(&'static str, &'static str); 1], Counter>;
+/// Values by one label.
+pub type Gauges = Family<[(&'static str, &'static str); 1], Gauge>;
+type Seconds = Gauge<f64, AtomicU64>;
 
 /// The metrics; cheap to clone, all clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    registry: Arc<Registry>,
     syncs: Histogram,
     full_syncs: Histogram,
     partial_syncs: Histogram,
-    last_sync: Gauge<f64, std::sync::atomic::AtomicU64>,
+    last_sync: Seconds,
+    last_queued: Seconds,
+    /// From an endpoint's change, as the control plane dates it, to the kernel.
+    pub network_programming: Histogram,
     /// Changes of Services that were received.
     pub service_changes: Counter,
+    /// Those not in the kernel yet.
+    pub service_changes_pending: Gauge,
     /// Changes of EndpointSlices that were received.
     pub endpoint_changes: Counter,
-    /// Transactions that the kernel refused.
-    pub failures: Counter,
+    /// Those not in the kernel yet.
+    pub endpoint_changes_pending: Gauge,
+    /// Services with a Local policy (`traffic_policy` internal or external) and no endpoint for it here.
+    pub no_local_endpoints: Gauges,
+    /// Syncs that the kernel refused in nftables mode.
+    pub nftables_failures: Counter,
+    /// Syncs that failed in modes with iptables rules.
+    pub iptables_failures: Counter,
+    /// Removals of another mode's leftovers that failed.
+    pub cleanup_failures: Counter,
+    /// Answers at `/healthz`, by status.
+    pub healthz: Counters,
+    /// Answers at `/livez`, by status.
+    pub livez: Counters,
+    /// Time to delete stale UDP flows.
+    pub conntrack_syncs: Histogram,
     /// Kinds of stale UDP flows that were deleted.
     pub flow_deletions: Counter,
+    /// Times that somebody else changed what the mode made.
+    pub disturbances: Counter,
+    /// Objects and fields of them that cannot be served as written, now.
+    pub problems: Gauge,
+    /// Changes of the configuration that were refused.
+    pub config_errors: Counter,
+    /// Times that another mode, or the same with other settings, took over.
+    pub switches: Counter,
+    /// 1 while another mode than the configured one is at work.
+    pub fallback: Gauge,
+    /// Ports for health checks that cannot be listened on, now.
+    pub health_check_failures: Gauge,
+}
+
+/// Registers metrics while making them.
+struct Make(Registry);
+
+impl Make {
+    fn put<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> Counter {
+        self.put(name, help, Counter::default())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
+        self.put(name, help, Gauge::default())
+    }
+
+    /// kube-proxy's buckets: from 1 ms, doubling.
+    fn histogram(&mut self, name: &str, help: &str) -> Histogram {
+        self.put(name, help, Histogram::new(exponential_buckets(0.001, 2.0, 15)))
+    }
 }
 
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        // kube-proxy's buckets: from 1 ms, doubling.
-        let histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
-        Self {
-            syncs: histogram(),
-            full_syncs: histogram(),
-            partial_syncs: histogram(),
-            last_sync: Gauge::default(),
-            service_changes: Counter::default(),
-            endpoint_changes: Counter::default(),
-            failures: Counter::default(),
-            flow_deletions: Counter::default(),
+        let mut make = Make(Registry::default());
+        let rules = |name: &str| format!("kubeproxy_sync_proxy_rules_{name}");
+        let mut metrics = Self {
+            registry: Arc::default(),
+            syncs: make.histogram(&rules("duration_seconds"), "Time to bring the rules up to date"),
+            full_syncs: make
+                .histogram("kubeproxy_sync_full_proxy_rules_duration_seconds", "Time to compare and write all rules"),
+            partial_syncs: make
+                .histogram("kubeproxy_sync_partial_proxy_rules_duration_seconds", "Time to write what changed"),
+            last_sync: make.put(
+                &rules("last_timestamp_seconds"),
+                "When the rules were last brought up to date",
+                Seconds::default(),
+            ),
+            last_queued: make.put(
+                &rules("last_queued_timestamp_seconds"),
+                "When a change last came in",
+                Seconds::default(),
+            ),
+            network_programming: make.put(
+                "kubeproxy_network_programming_duration_seconds",
+                "From an endpoint's change to the kernel",
+                Histogram::new(programming_buckets()),
+            ),
+            service_changes: make.counter(&rules("service_changes"), "Service changes"),
+            service_changes_pending: make.gauge(&rules("service_changes_pending"), "Service changes under way"),
+            endpoint_changes: make.counter(&rules("endpoint_changes"), "EndpointSlice changes"),
+            endpoint_changes_pending: make.gauge(&rules("endpoint_changes_pending"), "EndpointSlice changes under way"),
+            no_local_endpoints: make.put(
+                &rules("no_local_endpoints_total"),
+                "Services with a Local policy and no endpoint for it on this node",
+                Gauges::default(),
+            ),
+            nftables_failures: make.counter(&rules("nftables_sync_failures"), "Syncs that the kernel refused"),
+            iptables_failures: make.counter(&rules("iptables_restore_failures"), "Syncs that iptables refused"),
+            cleanup_failures: make
+                .counter(&rules("nftables_cleanup_failures"), "Failures to remove what another mode left"),
+            healthz: make.put("kubeproxy_proxy_healthz", "Answers at /healthz", Counters::default()),
+            livez: make.put("kubeproxy_proxy_livez", "Answers at /livez", Counters::default()),
+            conntrack_syncs: make
+                .histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time to delete stale UDP flows"),
+            flow_deletions: make
+                .counter("kubeproxy_conntrack_reconciler_deleted_entries", "Requests to delete stale UDP flows"),
+            disturbances: make.counter("podwire_proxy_disturbances", "Times that somebody else changed the rules"),
+            problems: make.gauge("podwire_proxy_problems", "What cannot be served as written, now"),
+            config_errors: make
+                .counter("podwire_proxy_config_errors", "Changes of the configuration that were refused"),
+            switches: make.counter("podwire_proxy_mode_switches", "Times that a mode took over from another"),
+            fallback: make
+                .gauge("podwire_proxy_mode_fallback", "1 while another mode than the configured one is at work"),
+            health_check_failures: make
+                .gauge("podwire_proxy_health_check_failures", "Health check ports that cannot be listened on, now"),
+        };
+        for code in ["200", "503"] {
+            drop((metrics.healthz.get_or_create(&[("code", code)]), metrics.livez.get_or_create(&[("code", code)])));
         }
+        metrics.registry = Arc::new(make.0);
+        metrics
+    }
+
+    /// A change came in.
+    pub fn queued(&self) {
+        self.last_queued.set(now());
     }
 
     /// The rules were brought up to date, which took `time`.
@@ -51,51 +168,29 @@ impl Metrics {
         let seconds = time.as_secs_f64();
         self.syncs.observe(seconds);
         if full { &self.full_syncs } else { &self.partial_syncs }.observe(seconds);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_sync.set(now.as_secs_f64());
+        self.last_sync.set(now());
+        self.service_changes_pending.set(0);
+        self.endpoint_changes_pending.set(0);
     }
 
     /// All metrics as OpenMetrics text.
     pub fn text(&self) -> String {
-        let mut registry = Registry::with_prefix("kubeproxy");
-        let rules = "sync_proxy_rules";
-        registry.register(
-            format!("{rules}_duration_seconds"),
-            "Time to bring the rules up to date",
-            self.syncs.clone(),
-        );
-        registry.register(
-            "sync_full_proxy_rules_duration_seconds",
-            "Time to compare and write all rules",
-            self.full_syncs.clone(),
-        );
-        registry.register(
-            "sync_partial_proxy_rules_duration_seconds",
-            "Time to write what changed",
-            self.partial_syncs.clone(),
-        );
-        registry.register(
-            format!("{rules}_last_timestamp_seconds"),
-            "When the rules were last brought up to date",
-            self.last_sync.clone(),
-        );
-        registry.register(format!("{rules}_service_changes"), "Service changes", self.service_changes.clone());
-        registry.register(format!("{rules}_endpoint_changes"), "EndpointSlice changes", self.endpoint_changes.clone());
-        registry.register(
-            format!("{rules}_nftables_sync_failures"),
-            "Transactions that the kernel refused",
-            self.failures.clone(),
-        );
-        registry.register(
-            "conntrack_reconciler_deleted_entries",
-            "Requests to delete stale UDP flows",
-            self.flow_deletions.clone(),
-        );
         let mut text = String::new();
         // Writing to a String does not fail.
-        encode(&mut text, &registry).unwrap_or_default();
+        encode(&mut text, &self.registry).unwrap_or_default();
         text
     }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// kube-proxy's: a quarter and a half second, each second of the first minute, each five of the second, then half
+/// minutes.
+fn programming_buckets() -> impl Iterator<Item = f64> {
+    let steps = |from: u32, step: u32, count: u32| (0..count).map(move |n| f64::from(from + n * step));
+    [0.25, 0.5].into_iter().chain(steps(1, 1, 59)).chain(steps(60, 5, 12)).chain(steps(120, 30, 7))
 }
 
 #[cfg(test)]
@@ -108,17 +203,32 @@ mod tests {
         metrics.synced(true, Duration::from_millis(3));
         metrics.synced(false, Duration::from_micros(20));
         metrics.service_changes.inc();
+        metrics.healthz.get_or_create(&[("code", "503")]).inc();
+        metrics.no_local_endpoints.get_or_create(&[("traffic_policy", "external")]).set(2);
         let text = metrics.text();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count 2",
             "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1",
             "kubeproxy_sync_partial_proxy_rules_duration_seconds_count 1",
+            "kubeproxy_network_programming_duration_seconds_count 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300.0\"} 0",
             "kubeproxy_sync_proxy_rules_service_changes_total 1",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 0",
             "kubeproxy_sync_proxy_rules_endpoint_changes_total 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 2",
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total 0",
+            "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total 0",
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 0",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 0",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count 0",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total 0",
+            "podwire_proxy_disturbances_total 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         assert!(text.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds 1"), "{text}");
+        assert!(text.contains("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds 0"), "{text}");
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::bail;
 use hyper::StatusCode;
 use podwire_k8s::k8s_openapi::jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -19,37 +20,38 @@ use crate::http::{self, Page};
 
 /// How long to wait before an address that is taken is tried again: the proxy that this one replaces may still have it.
 const BIND_PAUSE: Duration = Duration::from_secs(1);
-/// For how long the kernel may be behind the API before this proxy counts as sick, as kube-proxy has it by default:
-/// twice its syncPeriod.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What the pages tell; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct State {
-    mode: &'static str,
     /// The metrics.
     pub metrics: Metrics,
     sync: Arc<Mutex<Sync>>,
-    deleting: Arc<AtomicBool>,
+    ineligible: Arc<AtomicBool>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sync {
+    /// The mode at work.
+    mode: &'static str,
     /// When the kernel was last brought up to date; `None` before the first time.
     updated: Option<Timestamp>,
     /// Since when it cannot be.
     behind: Option<Instant>,
+    /// For how long it may be behind before this proxy counts as sick.
+    patience: Duration,
 }
 
 impl State {
     /// Not in sync yet.
-    pub fn new(mode: &'static str, metrics: Metrics) -> Self {
-        Self { mode, metrics, sync: Arc::default(), deleting: Arc::default() }
+    pub fn new(mode: &'static str, metrics: Metrics, patience: Duration) -> Self {
+        let sync = Sync { mode, updated: None, behind: None, patience };
+        Self { metrics, sync: Arc::new(sync.into()), ineligible: Arc::default() }
     }
 
     /// The kernel does what the API says.
     pub fn in_sync(&self) {
-        *self.sync() = Sync { updated: Some(Timestamp::now()), behind: None };
+        let mut sync = self.sync();
+        (sync.updated, sync.behind) = (Some(Timestamp::now()), None);
     }
 
     /// The kernel could not be brought up to date.
@@ -57,21 +59,35 @@ impl State {
         self.sync().behind.get_or_insert_with(Instant::now);
     }
 
+    /// For how long the kernel may be behind the API.
+    pub fn set_patience(&self, patience: Duration) {
+        self.sync().patience = patience;
+    }
+
+    /// Another mode is at work.
+    pub fn set_mode(&self, mode: &'static str) {
+        self.sync().mode = mode;
+    }
+
     /// Whether this node is being deleted: load balancers should send nothing new here.
     pub fn node_is_deleting(&self, deleting: bool) {
-        self.deleting.store(deleting, Ordering::Relaxed);
+        self.ineligible.store(deleting, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel is, or soon will be, up to date.
+    pub fn is_healthy(&self) -> bool {
+        let sync = self.sync();
+        sync.updated.is_some() && sync.is_in_time()
     }
 
     fn sync(&self) -> MutexGuard<'_, Sync> {
         self.sync.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Whether the kernel is, or soon will be, up to date; and when it last was.
-    fn health(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
-        let sync = self.sync();
-        let alive = sync.updated.is_some() && sync.behind.is_none_or(|since| since.elapsed() < PATIENCE);
-        // Readers expect a recent time while all is well, also when nothing changes.
-        (alive, if alive { Some(now) } else { sync.updated })
+impl Sync {
+    fn is_in_time(&self) -> bool {
+        self.behind.is_none_or(|since| since.elapsed() < self.patience)
     }
 }
 
@@ -84,16 +100,21 @@ pub enum Pages {
     Metrics,
 }
 
-/// Serves until it is aborted.
-pub async fn serve(address: SocketAddr, pages: Pages, state: State) {
+/// Serves until it is aborted. While the address is taken it is tried again, unless that is to be an error.
+///
+/// # Errors
+/// The address cannot be listened on, and `hard_fail`.
+pub async fn serve(address: SocketAddr, pages: Pages, state: State, hard_fail: bool) -> anyhow::Result<()> {
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
+            Err(error) if hard_fail => bail!("cannot listen on {address} for {pages:?}: {error}"),
             Err(error) => warn!("cannot listen on {address} for {pages:?}, trying again: {error}"),
         }
         tokio::time::sleep(BIND_PAUSE).await;
     };
     http::serve(listener, move |path| answer(path, pages, &state)).await;
+    Ok(())
 }
 
 fn answer(path: &str, pages: Pages, state: &State) -> Page {
@@ -101,7 +122,7 @@ fn answer(path: &str, pages: Pages, state: &State) -> Page {
         (Pages::Health, "/healthz") => health(state, true),
         (Pages::Health, "/livez") => health(state, false),
         (Pages::Metrics, "/healthz") => http::text(StatusCode::OK, "ok"),
-        (Pages::Metrics, "/proxyMode") => http::text(StatusCode::OK, state.mode),
+        (Pages::Metrics, "/proxyMode") => http::text(StatusCode::OK, state.sync().mode),
         (Pages::Metrics, "/metrics") => {
             let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             http::page(StatusCode::OK, openmetrics, state.metrics.text())
@@ -110,19 +131,26 @@ fn answer(path: &str, pages: Pages, state: &State) -> Page {
     }
 }
 
-/// kube-proxy's body. `eligibility`: also tell whether load balancers may send new connections to this node.
-fn health(state: &State, eligibility: bool) -> Page {
+/// kube-proxy's body. `ready`: is it ready for new connections, rather than just alive? That takes a first complete
+/// sync and a node that stays.
+fn health(state: &State, ready: bool) -> Page {
     let now = Timestamp::now();
-    let (alive, updated) = state.health(now);
-    let eligible = !state.deleting.load(Ordering::Relaxed);
+    let eligible = !state.ineligible.load(Ordering::Relaxed);
+    let (healthy, updated) = {
+        let sync = state.sync();
+        (sync.is_in_time() && (!ready || (sync.updated.is_some() && eligible)), sync.updated)
+    };
+    // Readers expect a recent time while all is well, also when nothing changes.
+    let updated = if healthy { updated.map(|_| now) } else { updated };
     let (updated, now) = (go_time(updated), go_time(Some(now)));
     let mut body = format!(r#"{{"lastUpdated": "{updated}","currentTime": "{now}""#);
-    if eligibility {
+    if ready {
         body.push_str(&format!(r#", "nodeEligible": {eligible}"#));
     }
     body.push('}');
-    let healthy = alive && (eligible || !eligibility);
-    let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let (status, code) = if healthy { (StatusCode::OK, "200") } else { (StatusCode::SERVICE_UNAVAILABLE, "503") };
+    let counters = if ready { &state.metrics.healthz } else { &state.metrics.livez };
+    counters.get_or_create(&[("code", code)]).inc();
     http::page(status, "application/json", body)
 }
 
@@ -141,35 +169,42 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn state() -> State {
-        State::new("nftables", Metrics::new())
+        State::new("nftables", Metrics::new(), PATIENCE)
     }
 
     #[test]
-    fn health_waits_for_the_first_sync_and_knows_a_node_that_goes() {
+    fn readiness_waits_for_the_first_sync_and_knows_a_node_that_goes() {
         let state = state();
         let status = |path| answer(path, Pages::Health, &state).status().as_u16();
-        assert_eq!((status("/healthz"), status("/livez")), (503, 503));
+        assert_eq!((status("/healthz"), status("/livez")), (503, 200));
         state.in_sync();
         assert_eq!((status("/healthz"), status("/livez"), status("/metrics")), (200, 200, 404));
         state.node_is_deleting(true);
         assert_eq!((status("/healthz"), status("/livez")), (503, 200));
+        assert!(state.is_healthy(), "health checks of Services do not ask whether the node stays");
+        let text = state.metrics.text();
+        assert!(text.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2"), "{text}");
     }
 
     #[test]
     fn a_kernel_that_refuses_is_forgiven_for_a_minute() {
         let state = state();
-        let status = || answer("/livez", Pages::Health, &state).status().as_u16();
+        let status = |path| answer(path, Pages::Health, &state).status().as_u16();
         state.out_of_sync();
-        assert_eq!(status(), 503, "never in sync");
+        assert_eq!((status("/healthz"), status("/livez"), state.is_healthy()), (503, 200, false), "never in sync");
         state.in_sync();
         state.out_of_sync();
-        assert_eq!(status(), 200);
+        assert_eq!((status("/healthz"), status("/livez"), state.is_healthy()), (200, 200, true));
         state.sync().behind = Instant::now().checked_sub(PATIENCE);
         state.out_of_sync();
-        assert_eq!(status(), 503);
+        assert_eq!((status("/healthz"), status("/livez"), state.is_healthy()), (503, 503, false));
+        state.set_patience(2 * PATIENCE);
+        assert!(state.is_healthy());
         state.in_sync();
-        assert_eq!(status(), 200);
+        assert_eq!(status("/healthz"), 200);
     }
 
     #[tokio::test]

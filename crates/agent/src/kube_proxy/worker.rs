@@ -6,26 +6,83 @@ use std::{
 };
 
 use anyhow::Context;
-use podwire_kernel::conntrack::{self, Conntrack};
-use podwire_proxy::{Changes, Tracker, mode::Mode};
+use podwire_k8s::k8s_openapi::jiff::Timestamp;
+use podwire_kernel::{
+    conntrack::{self, Conntrack},
+    sysctl::ProcSys,
+};
+use podwire_model::{EndpointSlice, IpNet, Node, Problem, Service};
+use podwire_proxy::{Tracker, mode::Applied, plan::Me};
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::{Input, State};
+use super::{
+    State,
+    config::Config,
+    events::{About, Recorder},
+    health_checks,
+    settings::Wanted,
+    switch::Switch,
+    system,
+};
 use crate::{daemon::Retry, update::Update};
 
 /// How long after a change what it left unused is removed.
 const TIDY_PAUSE: Duration = Duration::from_secs(1);
+/// How often to look whether somebody else changed the rules, and what to report of changes.
+const LOOK_PAUSE: Duration = Duration::from_millis(300);
+/// How long to wait before leftovers of another mode that could not be removed are tried again.
+const CLEAN_PAUSE: Duration = Duration::from_secs(30);
+
+/// Something that the worker must know.
+pub enum Input {
+    /// Services changed; with what is wrong with them.
+    Services(Update<Service>, Vec<Problem>),
+    /// EndpointSlices changed; and when the control plane saw the reason.
+    Slices(Update<EndpointSlice>, Vec<Problem>, Option<Timestamp>),
+    /// This node's object; `None` if there is none yet.
+    Node(Option<Box<Node>>, Vec<Problem>),
+    /// The ranges of cluster IPs, as far as the API tells.
+    ServiceRanges(Vec<IpNet>),
+    /// The configuration changed.
+    Config(Box<Config>),
+}
+
+/// Where the worker's news go.
+pub struct Outputs {
+    /// Pages and metrics.
+    pub state: State,
+    /// Events.
+    pub recorder: Recorder,
+    /// Health checks of Services.
+    pub checks: watch::Sender<health_checks::Wanted>,
+}
 
 /// Turns inputs into kernel state.
 pub struct Worker {
+    config: Config,
     tracker: Tracker,
-    mode: Box<dyn Mode>,
+    switch: Switch,
     conntrack: Box<dyn Conntrack>,
-    state: State,
+    out: Outputs,
+    /// This node's object; the outer `None` before it was asked for.
+    node: Option<Option<Box<Node>>>,
+    service_ranges: Option<Vec<IpNet>>,
+    /// Changes that are not in the kernel yet, by the time at which the control plane saw their reason.
+    triggers: Vec<Timestamp>,
     synced_once: bool,
+    /// Somebody else changed the rules.
+    disturbed: bool,
     retry: Retry,
+    /// What was last reported about the mode that is wanted and cannot be.
+    refusal: Option<String>,
     /// When to remove what is no longer used.
     tidy_at: Option<Instant>,
+    /// When to remove what other modes left.
+    clean_at: Option<Instant>,
+    look_at: Instant,
+    /// Something changed since the last look.
+    news: bool,
 }
 
 impl Worker {
@@ -33,38 +90,176 @@ impl Worker {
     ///
     /// # Errors
     /// Connection tracking cannot be reached.
-    pub fn new(tracker: Tracker, mode: Box<dyn Mode>, state: State) -> anyhow::Result<Self> {
-        let conntrack = Box::new(conntrack::Kernel::open().context("opening connection tracking")?);
-        Ok(Self { tracker, mode, conntrack, state, synced_once: false, retry: Retry::default(), tidy_at: None })
+    pub fn new(node: &str, config: Config, switch: Switch, out: Outputs) -> anyhow::Result<Self> {
+        let me = Me { node: node.into(), masquerade_all: config.masquerade_all, ..Me::default() };
+        Ok(Self {
+            config,
+            tracker: Tracker::new(me),
+            switch,
+            conntrack: Box::new(conntrack::Kernel::open().context("opening connection tracking")?),
+            out,
+            node: None,
+            service_ranges: None,
+            triggers: Vec::new(),
+            synced_once: false,
+            disturbed: false,
+            retry: Retry::default(),
+            refusal: None,
+            tidy_at: None,
+            clean_at: None,
+            look_at: Instant::now() + LOOK_PAUSE,
+            news: false,
+        })
     }
 
-    /// Works until nobody can send any more. Everything that waits goes into one transaction.
+    /// Works until nobody can send any more. Everything that waits is brought into the kernel together.
     pub fn run(mut self, inputs: &Receiver<Input>) {
         loop {
-            let tidy_in = self.tidy_at.map(|at| at.saturating_duration_since(Instant::now()));
-            let first = match self.retry.pause().or(tidy_in) {
-                None => inputs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(pause) => inputs.recv_timeout(pause),
-            };
-            match first {
+            match inputs.recv_timeout(self.pause()) {
                 Ok(input) => self.take(input),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             inputs.try_iter().for_each(|input| self.take(input));
-            if let Some(changes) = self.tracker.take_changes()
-                && (!changes.is_empty() || self.retry.pause().is_some() || !self.synced_once)
-            {
-                self.apply(changes);
-            }
-            if self.retry.pause().is_none() && self.tidy_at.is_some_and(|at| at <= Instant::now()) {
+            self.settle();
+            let now = Instant::now();
+            if self.retry.pause().is_none() && self.tidy_at.is_some_and(|at| at <= now) {
                 self.tidy();
+            }
+            if self.retry.pause().is_none() && self.clean_at.is_some_and(|at| at <= now) {
+                self.clean_at = (!self.switch.clean()).then(|| now + CLEAN_PAUSE);
+            }
+            if self.look_at <= now {
+                self.look_at = now + LOOK_PAUSE;
+                self.look();
             }
         }
     }
 
+    /// How long there is nothing to do, if nothing comes.
+    fn pause(&self) -> Duration {
+        let now = Instant::now();
+        let until = [Some(self.look_at), self.tidy_at, self.clean_at];
+        let next = until.into_iter().flatten().map(|at| at.saturating_duration_since(now));
+        next.chain(self.retry.pause()).min().unwrap_or(LOOK_PAUSE)
+    }
+
+    fn take(&mut self, input: Input) {
+        let (tracker, metrics) = (&mut self.tracker, &self.out.state.metrics);
+        match input {
+            Input::Services(update, problems) => {
+                metrics.service_changes.inc();
+                metrics.service_changes_pending.inc();
+                metrics.queued();
+                match update {
+                    Update::All(services) => tracker.set_services(services),
+                    Update::One(service) => tracker.service(service),
+                    Update::Gone(name) => tracker.service_gone(&name),
+                }
+                problems.into_iter().for_each(|problem| tracker.note(problem));
+            }
+            Input::Slices(update, problems, trigger) => {
+                metrics.endpoint_changes.inc();
+                metrics.endpoint_changes_pending.inc();
+                metrics.queued();
+                self.triggers.extend(trigger);
+                match update {
+                    Update::All(slices) => tracker.set_slices(slices),
+                    Update::One(slice) => tracker.slice(slice),
+                    Update::Gone(name) => tracker.slice_gone(&name),
+                }
+                problems.into_iter().for_each(|problem| tracker.note(problem));
+            }
+            Input::Node(node, problems) => {
+                if let Some(node) = &node {
+                    tracker.node(node);
+                }
+                problems.into_iter().for_each(|problem| tracker.note(problem));
+                // A Node object that goes away does not change what this machine is.
+                let known = self.node.take().flatten();
+                self.node = Some(node.or(known));
+            }
+            Input::ServiceRanges(ranges) => self.service_ranges = Some(ranges),
+            Input::Config(config) => {
+                self.tracker.set_masquerade_all(config.masquerade_all);
+                self.out.state.set_patience(config.patience);
+                if config.conntrack != self.config.conntrack {
+                    set_up_conntrack(&config, &self.out.recorder);
+                }
+                self.config = *config;
+            }
+        }
+    }
+
+    /// Brings the kernel up to date with everything that is known.
+    fn settle(&mut self) {
+        let (Some(node), Some(ranges)) = (&self.node, &self.service_ranges) else { return };
+        let Some(wanted) = Wanted::new(&self.config, node.as_deref(), ranges) else { return };
+        let opened = self.switch.want(wanted);
+        self.report_refusal(opened);
+        let begin = Instant::now();
+        let force = self.disturbed || self.retry.pause().is_some();
+        let Some(outcome) = self.switch.apply(&mut self.tracker, force) else { return };
+        match outcome {
+            Ok(applied) => self.applied(&applied, begin.elapsed()),
+            Err(error) => {
+                let metrics = &self.out.state.metrics;
+                match self.switch.mode() {
+                    Some("nftables") | None => metrics.nftables_failures.inc(),
+                    Some(_) => metrics.iptables_failures.inc(),
+                };
+                self.out.state.out_of_sync();
+                error!("{error:#}; trying again in {:?}", self.retry.failed());
+            }
+        }
+    }
+
+    /// Tells once about a mode that cannot be opened; it is tried again whenever something comes.
+    fn report_refusal(&mut self, opened: anyhow::Result<()>) {
+        let refusal = opened.err().map(|error| format!("{error:#}"));
+        if let Some(message) = refusal.as_ref().filter(|message| self.refusal.as_ref() != Some(message)) {
+            error!("the configured mode cannot be used, going on as before: {message}");
+            self.out.recorder.node("ProxyModeFailed", message.clone());
+            self.out.state.metrics.config_errors.inc();
+        }
+        self.refusal = refusal;
+    }
+
+    fn applied(&mut self, applied: &Applied, took: Duration) {
+        let metrics = &self.out.state.metrics;
+        metrics.synced(applied.full, took);
+        self.out.state.in_sync();
+        self.retry.succeeded();
+        self.disturbed = false;
+        self.news = true;
+        let now = Timestamp::now();
+        for trigger in self.triggers.drain(..) {
+            metrics.network_programming.observe(now.duration_since(trigger).as_secs_f64());
+        }
+        if applied.untidy {
+            self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY_PAUSE);
+        }
+        if !applied.stale.is_empty() {
+            let begin = Instant::now();
+            for stale in &applied.stale {
+                metrics.flow_deletions.inc();
+                if let Err(error) = self.conntrack.delete(&stale.filter()) {
+                    warn!("a UDP flow may go on to an endpoint that is gone: {error}");
+                }
+            }
+            metrics.conntrack_syncs.observe(begin.elapsed().as_secs_f64());
+        }
+        if self.synced_once {
+            debug!(written = applied.written, full = applied.full, ?took, "in sync");
+        } else {
+            self.synced_once = true;
+            info!(mode = self.switch.mode(), written = applied.written, ?took, "in sync for the first time");
+        }
+        self.clean_at.get_or_insert_with(Instant::now);
+    }
+
     fn tidy(&mut self) {
-        match self.mode.tidy() {
+        match self.switch.tidy() {
             Ok(again) => self.tidy_at = again.then(|| Instant::now() + TIDY_PAUSE),
             Err(error) => {
                 warn!("{error}");
@@ -74,59 +269,51 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, input: Input) {
-        let (tracker, metrics) = (&mut self.tracker, &self.state.metrics);
-        match input {
-            Input::Services(update) => {
-                metrics.service_changes.inc();
-                match update {
-                    Update::All(services) => tracker.set_services(services),
-                    Update::One(service) => tracker.service(service),
-                    Update::Gone(name) => tracker.service_gone(&name),
-                }
+    /// Looks at what needs no haste.
+    fn look(&mut self) {
+        match self.switch.disturbed() {
+            Ok(false) => {}
+            Ok(true) => {
+                self.out.state.metrics.disturbances.inc();
+                warn!("somebody else changed the rules: reading and repairing them");
+                self.disturbed = true;
+                self.settle();
             }
-            Input::Slices(update) => {
-                metrics.endpoint_changes.inc();
-                match update {
-                    Update::All(slices) => tracker.set_slices(slices),
-                    Update::One(slice) => tracker.slice(slice),
-                    Update::Gone(name) => tracker.slice_gone(&name),
-                }
-            }
-            Input::Node(node) => tracker.node(&node),
+            Err(error) => warn!("whether the rules are as they should be is not known: {error}"),
+        }
+        if std::mem::take(&mut self.news) {
+            self.publish();
         }
     }
 
-    fn apply(&mut self, changes: Changes) {
-        let begin = Instant::now();
-        let frontends = changes.frontends.len();
-        match self.mode.apply(changes) {
-            Ok(applied) => {
-                let took = begin.elapsed();
-                self.state.metrics.synced(applied.full, took);
-                self.state.in_sync();
-                self.retry.succeeded();
-                if applied.untidy {
-                    self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY_PAUSE);
-                }
-                for stale in &applied.stale {
-                    self.state.metrics.flow_deletions.inc();
-                    if let Err(error) = self.conntrack.delete(&stale.filter()) {
-                        warn!("a UDP flow may go on to an endpoint that is gone: {error}");
-                    }
-                }
-                if !self.synced_once {
-                    self.synced_once = true;
-                    info!(frontends, written = applied.written, ?took, "in sync for the first time");
-                } else {
-                    debug!(frontends, written = applied.written, full = applied.full, ?took, "in sync");
-                }
-            }
-            Err(error) => {
-                self.state.metrics.failures.inc();
-                self.state.out_of_sync();
-                error!("{error}; trying again in {:?}", self.retry.failed());
-            }
+    /// Publishes what follows from the plans besides rules.
+    fn publish(&mut self) {
+        for problem in self.tracker.take_problems() {
+            warn!("{problem}");
+            let about = About { kind: problem.kind, object: problem.object.clone() };
+            self.out.recorder.object(about, "NotServedAsWritten", problem.to_string());
         }
+        let metrics = &self.out.state.metrics;
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.problems.set(gauge(self.tracker.problems().count()));
+        for (policy, count) in ["internal", "external"].into_iter().zip(self.tracker.without_local_endpoints()) {
+            metrics.no_local_endpoints.get_or_create(&[("traffic_policy", policy)]).set(gauge(count));
+        }
+        let checks = self.tracker.health_checks();
+        let addresses = self.switch.active().and_then(|wanted| health_checks::Wanted::addresses(&wanted.settings));
+        let wanted = health_checks::Wanted { checks, addresses };
+        self.out.checks.send_if_modified(|known| {
+            let differs = *known != wanted;
+            *known = wanted;
+            differs
+        });
+    }
+}
+
+/// Sets the kernel's connection tracking up; failures are told and do no other harm.
+pub fn set_up_conntrack(config: &Config, recorder: &Recorder) {
+    for failure in system::conntrack(&config.conntrack, system::processors(), &mut ProcSys) {
+        warn!("{failure}");
+        recorder.node("FailedToSetConntrack", failure);
     }
 }

@@ -1,0 +1,189 @@
+//! Which mode is at work, and how another one takes over while traffic flows.
+//!
+//! The new mode is complete before anything of the old one goes: until then both sets of rules are in the kernel, and a
+//! connection follows the first that translates it (the kernel translates a connection once). What conntrack knows goes
+//! on as it is. The same happens at a start: what *other* modes left is removed after the first complete sync.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use podwire_proxy::{
+    Tracker,
+    mode::{Applied, Description, Mode},
+};
+use tracing::{error, info, warn};
+
+use super::{State, events::Recorder, settings::Wanted};
+
+/// What serves in place of a mode that the kernel cannot do.
+const FALLBACKS: [(&str, &str); 1] = [("ipvs", "iptables")];
+
+/// A mode that was started.
+struct Running {
+    wanted: Wanted,
+    description: &'static Description,
+    mode: Box<dyn Mode>,
+}
+
+/// The mode at work, and the one that takes over.
+pub struct Switch {
+    modes: &'static [Description],
+    state: State,
+    recorder: Recorder,
+    active: Option<Running>,
+    /// Takes over as soon as it is complete.
+    next: Option<Running>,
+    /// Whether `next` was given everything.
+    told: bool,
+    /// `next` works on what `active` made in the kernel, which therefore gets no more changes.
+    frozen: bool,
+    /// The modes that may have left something in the kernel.
+    leftovers: BTreeSet<&'static str>,
+}
+
+impl Switch {
+    /// Whether `mode`, or what serves in its place, can be used here.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(modes: &'static [Description], mode: &str) -> anyhow::Result<()> {
+        let usable = |name: &str| Ok((find(modes, name)?.probe)()?);
+        let fallback = FALLBACKS.iter().find(|(name, _)| *name == mode);
+        usable(mode).or_else(|reason| fallback.map_or(Err(reason), |(_, fallback)| usable(fallback)))
+    }
+
+    /// Nothing is at work yet. Any of the modes may have been before.
+    pub fn new(modes: &'static [Description], state: State, recorder: Recorder) -> Self {
+        let leftovers = modes.iter().map(|mode| mode.name).collect();
+        Self { modes, state, recorder, active: None, next: None, told: false, frozen: false, leftovers }
+    }
+
+    /// Opens what is wanted, unless it is open already.
+    ///
+    /// # Errors
+    /// No such mode, or the kernel cannot do it. What is at work goes on.
+    pub fn want(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+        if self.next.as_ref().or(self.active.as_ref()).is_some_and(|latest| latest.wanted == wanted) {
+            return Ok(());
+        }
+        let next = self.open(wanted)?;
+        let same = |running: &Running| running.description.name == next.description.name;
+        self.frozen |= self.active.as_ref().is_some_and(same);
+        self.leftovers.insert(next.description.name);
+        self.next = Some(next);
+        self.told = false;
+        Ok(())
+    }
+
+    fn open(&self, wanted: Wanted) -> anyhow::Result<Running> {
+        let fallback = FALLBACKS.iter().find(|(name, _)| *name == wanted.mode).map(|(_, fallback)| *fallback);
+        let start = |name: &str| {
+            let description = find(self.modes, name)?;
+            (description.probe)()?;
+            anyhow::Ok((description, (description.open)(&wanted.settings)?))
+        };
+        let (description, mode) = match (start(&wanted.mode), fallback) {
+            (Ok(started), _) => {
+                self.state.metrics.fallback.set(0);
+                started
+            }
+            (Err(reason), Some(fallback)) => {
+                let message = format!("mode {} cannot be used, falling back to {fallback}: {reason:#}", wanted.mode);
+                error!("{message}");
+                self.recorder.node("ProxyModeFallback", message);
+                self.state.metrics.fallback.set(1);
+                start(fallback)?
+            }
+            (Err(reason), None) => return Err(reason),
+        };
+        Ok(Running { wanted, description, mode })
+    }
+
+    /// Brings everything up to date. `force`: also a mode that has no changes, since something is to be repaired or
+    /// tried again.
+    ///
+    /// `None` as long as nothing may be written: the lists are not complete, or no mode is open.
+    ///
+    /// # Errors
+    /// A mode could not do it; call again, nothing is forgotten.
+    pub fn apply(&mut self, tracker: &mut Tracker, force: bool) -> Option<anyhow::Result<Applied>> {
+        let changes = tracker.take_changes()?;
+        let mut outcome = None;
+        if let Some(active) = self.active.as_mut().filter(|_| !self.frozen)
+            && (force || !changes.is_empty())
+        {
+            outcome = Some(active.mode.apply(changes.clone()).map_err(Into::into));
+        }
+        if let Some(next) = &mut self.next {
+            let changes = if self.told { changes } else { tracker.take_all().unwrap_or_default() };
+            self.told = true;
+            let applied = next.mode.apply(changes);
+            if applied.is_ok() {
+                self.promote();
+            }
+            outcome = Some(applied.map_err(Into::into));
+        }
+        outcome
+    }
+
+    fn promote(&mut self) {
+        let Some(next) = self.next.take() else { return };
+        let name = next.description.name;
+        self.state.set_mode(name);
+        self.frozen = false;
+        if let Some(old) = self.active.replace(next) {
+            self.state.metrics.switches.inc();
+            info!(from = old.description.name, to = name, "another mode, or other settings, took over");
+        }
+    }
+
+    /// Removes what modes that are not at work left in the kernel. Says whether all is gone.
+    pub fn clean(&mut self) -> bool {
+        let (Some(active), None) = (&self.active, &self.next) else { return true };
+        let name = active.description.name;
+        let others = self.modes.iter().filter(|mode| mode.name != name && self.leftovers.contains(mode.name));
+        let mut gone = Vec::new();
+        for mode in others {
+            match (mode.cleanup)() {
+                Ok(()) => gone.push(mode.name),
+                Err(error) => {
+                    self.state.metrics.cleanup_failures.inc();
+                    warn!("what mode {} left is still there: {error}", mode.name);
+                }
+            }
+        }
+        self.leftovers.retain(|mode| !gone.contains(mode));
+        self.leftovers.iter().all(|mode| *mode == name)
+    }
+
+    /// See [`Mode::tidy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tidy(&mut self) -> podwire_proxy::Result<bool> {
+        self.active.as_mut().map_or(Ok(false), |active| active.mode.tidy())
+    }
+
+    /// See [`Mode::disturbed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn disturbed(&mut self) -> podwire_proxy::Result<bool> {
+        let active = self.active.as_mut().filter(|_| !self.frozen);
+        active.map_or(Ok(false), |active| active.mode.disturbed())
+    }
+
+    /// What the mode at work was told.
+    pub fn active(&self) -> Option<&Wanted> {
+        self.active.as_ref().map(|active| &active.wanted)
+    }
+
+    /// The name of the mode at work.
+    pub fn mode(&self) -> Option<&'static str> {
+        self.active.as_ref().map(|active| active.description.name)
+    }
+}
+
+fn find(modes: &'static [Description], name: &str) -> anyhow::Result<&'static Description> {
+    modes.iter().find(|mode| mode.name == name).with_context(|| format!("mode {name} is not part of this build"))
+}
