@@ -14,6 +14,7 @@ pub mod nftables;
 pub mod ns;
 pub mod process;
 pub mod route;
+pub mod socket;
 pub mod sysctl;
 #[cfg(test)]
 mod test_support;

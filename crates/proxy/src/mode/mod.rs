@@ -2,6 +2,7 @@
 
 pub mod iptables;
 pub mod nftables;
+pub mod userspace;
 
 mod settings;
 
@@ -22,12 +23,14 @@ pub enum StaleFlows {
     To(Frontend, Backend),
     /// Flows that entered at a frontend before it had backends, and so go nowhere.
     Untranslated(Frontend),
+    /// Flows that entered at a frontend and were redirected to a port of this node that it no longer leads to.
+    Redirected(Frontend, u16),
 }
 
 impl StaleFlows {
     /// The flows, for connection tracking.
     pub fn filter(&self) -> Filter {
-        let (Self::To(frontend, _) | Self::Untranslated(frontend)) = self;
+        let (Self::To(frontend, _) | Self::Untranslated(frontend) | Self::Redirected(frontend, _)) = self;
         let address = match frontend.entry {
             Entry::Address(address) => Some(address),
             Entry::NodePort(_) => None,
@@ -35,6 +38,7 @@ impl StaleFlows {
         let (reply_source, reply_port) = match self {
             Self::To(_, backend) => (Some(backend.address), backend.port),
             Self::Untranslated(_) => (address, frontend.port),
+            Self::Redirected(_, port) => (None, *port),
         };
         Filter {
             family: frontend.entry.family(),
@@ -118,7 +122,7 @@ pub struct Description {
 }
 
 /// Every mode there is.
-pub const MODES: &[Description] = &[nftables::MODE, iptables::MODE];
+pub const MODES: &[Description] = &[nftables::MODE, iptables::MODE, userspace::MODE];
 
 /// The mode of that name.
 ///

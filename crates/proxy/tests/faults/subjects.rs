@@ -14,6 +14,7 @@ use podwire_proxy::mode::{
         Nftables,
         trace::{self, Fate},
     },
+    userspace::{self, Userspace, relay::FakePorts},
 };
 use podwire_testkit::packet_table::{self, Outcome, Packet, World};
 
@@ -40,8 +41,11 @@ pub trait Subject {
 pub type Maker = (&'static str, fn(Option<u64>) -> Box<dyn Subject>);
 
 /// Every mode.
-pub const SUBJECTS: &[Maker] =
-    &[("nftables", |fail| Box::new(OverNftables::new(fail))), ("iptables", |fail| Box::new(OverIptables::new(fail)))];
+pub const SUBJECTS: &[Maker] = &[
+    ("nftables", |fail| Box::new(OverNftables::new(fail))),
+    ("iptables", |fail| Box::new(OverIptables::new(fail))),
+    ("userspace", |fail| Box::new(OverUserspace::new(fail))),
+];
 
 fn settings() -> Settings {
     Settings { detect_local: DetectLocal::Ranges(vec![packet_table::empty().pods]), ..Settings::default() }
@@ -180,5 +184,77 @@ impl Subject for OverIptables {
             }
         }
         lines
+    }
+}
+
+struct OverUserspace(Userspace<iptables::Fake, FakePorts>);
+
+impl OverUserspace {
+    fn new(fail: Option<u64>) -> Self {
+        let (mut iptables, mut ports) = (iptables::Fake::new(), FakePorts::default());
+        if let Some(n) = fail {
+            (iptables, ports) = (iptables.failing_one_in(n), ports.failing_one_in(n));
+        }
+        Self(Userspace::new(iptables, ports, settings()))
+    }
+}
+
+impl Subject for OverUserspace {
+    fn mode(&mut self) -> &mut dyn Mode {
+        &mut self.0
+    }
+
+    fn restart(&mut self) {
+        // The ports went with the process.
+        self.0 = Userspace::new(self.0.iptables().clone(), FakePorts::default(), settings());
+    }
+
+    fn heal(&mut self) {
+        self.0.iptables_mut().heal();
+        self.0.ports_mut().heal();
+    }
+
+    fn traced(&self, world: &World, packet: &Packet) -> Result<Outcome, String> {
+        use userspace::trace::{Fate, Machine, Packet, trace};
+        let family = Family::of(&packet.to.ip());
+        let [nat, filter] = [Table::Nat, Table::Filter].map(|table| self.0.iptables().table(family, table));
+        let ports = self.0.ports();
+        let machine = Machine { nat: &nat, filter: &filter, addresses: &world.node_addresses, ports };
+        let traced = Packet {
+            source: packet.from,
+            destination: (packet.to.ip(), packet.to.port()),
+            protocol: packet.protocol,
+            input: "eth0",
+        };
+        Ok(match trace(&machine, traced)? {
+            Fate::Untouched => Outcome::Untouched,
+            Fate::Rejected => Outcome::Rejected,
+            Fate::Dropped => Outcome::Dropped,
+            Fate::Relayed(to) => {
+                Outcome::Sent(to.into_iter().map(|to| (SocketAddr::new(to.address, to.port), true)).collect())
+            }
+        })
+    }
+
+    fn shape(&self) -> BTreeSet<String> {
+        // Which local port it is depends on the past; comments say whose it is.
+        let without_port = |rule: &String| {
+            let words =
+                rule.split(' ').map(|word| if word.parse::<u16>().is_ok_and(|n| n >= 40_000) { "PORT" } else { word });
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let [nat, filter] =
+            [Table::Nat, Table::Filter].map(|table| (table, self.0.iptables().table(Family::V4, table)));
+        let lines = [nat, filter].into_iter().flat_map(|(table, state)| {
+            let rules = state.chains.into_iter().flat_map(move |(chain, state)| {
+                let rules: Vec<_> =
+                    state.rules.iter().map(|rule| format!("{table} {chain} {}", without_port(rule))).collect();
+                rules
+            });
+            rules.collect::<Vec<_>>()
+        });
+        let open = self.0.ports().open_ports().iter();
+        let open = open.map(|((protocol, ..), pool)| format!("{protocol} {:?}", pool.lock().backends()));
+        lines.chain(open).collect()
     }
 }
