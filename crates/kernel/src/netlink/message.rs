@@ -40,6 +40,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// `nlmsg_seq`: that of the request it answers; zero for a notification.
     pub sequence: u32,
+    /// `nlmsg_pid`: in a notification the port of the socket whose request it tells of; zero for the kernel itself.
+    pub port: u32,
     /// What follows the header.
     pub payload: &'a [u8],
 }
@@ -76,8 +78,13 @@ pub(super) fn split(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let header = bytes.first_chunk::<HEADER>()?;
         let length = u32_at(header, 0)? as usize;
         let payload = bytes.get(HEADER..length)?;
-        let message =
-            Message { kind: u16_at(header, 4)?, flags: u16_at(header, 6)?, sequence: u32_at(header, 8)?, payload };
+        let message = Message {
+            kind: u16_at(header, 4)?,
+            flags: u16_at(header, 6)?,
+            sequence: u32_at(header, 8)?,
+            port: u32_at(header, 12)?,
+            payload,
+        };
         bytes = bytes.get(align(length)..).unwrap_or_default();
         Some(message)
     })
@@ -152,7 +159,7 @@ mod tests {
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].kind, all[0].flags, all[0].sequence), (16, flags::REQUEST, 7));
         assert_eq!(attributes(all[0].payload).collect::<Vec<_>>(), [(1, &b"abc"[..]), (2, &[][..])]);
-        assert_eq!(all[1], Message { kind: 17, flags: 0, sequence: 8, payload: b"x" });
+        assert_eq!(all[1], Message { kind: 17, flags: 0, sequence: 8, port: 0, payload: b"x" });
     }
 
     proptest! {

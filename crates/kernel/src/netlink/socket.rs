@@ -128,6 +128,27 @@ impl Socket {
         self.option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as libc::c_int)
     }
 
+    /// Ends a subscription.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for an unknown group.
+    pub fn leave(&self, group: u32) -> Result<()> {
+        self.option(libc::SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, group as libc::c_int)
+    }
+
+    /// The socket's address: what notifications of changes that it asked for carry ([`Message::port`]).
+    ///
+    /// # Errors
+    /// [`Error::Io`], which does not happen to an open socket.
+    pub fn port(&self) -> Result<u32> {
+        // SAFETY: sockaddr_nl is plain data for which all zeroes is a valid value.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        // SAFETY: the pointer and the length describe `address`, which outlives the call.
+        let result = unsafe { libc::getsockname(self.fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length) };
+        if result < 0 { Err(Error::last("ask for a netlink socket's address")) } else { Ok(address.nl_pid) }
+    }
+
     /// Has the kernel check the headers and attributes of dump requests, and filter dumps by them
     /// (`NETLINK_GET_STRICT_CHK`).
     ///

@@ -45,7 +45,7 @@ pub(super) fn rule(payload: &[u8], of: &Table) -> Option<RuleInfo> {
     let expressions = attributes(list)
         .filter_map(|(_, expression)| string(find(expression, uapi::expr::NAME)?).map(str::to_owned))
         .collect();
-    Some(RuleInfo { chain: chain.into(), handle, comment, expressions })
+    Some(RuleInfo { chain: chain.into(), handle, comment, expressions, encoded: list.to_vec() })
 }
 
 /// A set or map of `of`; `None` for those of other tables.
@@ -57,12 +57,23 @@ pub(super) fn set(payload: &[u8], of: &Table) -> Option<SetInfo> {
     Some(SetInfo { name: name.into(), size, comment })
 }
 
-/// The elements in one message of a dump. Those of a shape that Podwire never makes (intervals, catch-all, keys longer
-/// than any of ours) are left out.
-pub(super) fn elements(payload: &[u8]) -> Vec<Element> {
-    let Some((_, body)) = split(payload) else { return Vec::new() };
-    let list = find(body, uapi::elem::LIST_ELEMENTS).unwrap_or_default();
-    attributes(list).filter_map(|(_, element)| self::element(element)).collect()
+/// The number of the ruleset's state.
+pub(super) fn generation(payload: &[u8]) -> Option<u32> {
+    be32(find(payload.get(NFGENMSG..)?, uapi::GENERATION_ID)?)
+}
+
+/// Whether a notification is about one of `tables`. (Every kind of object has the name of its table first.)
+pub(super) fn is_about(payload: &[u8], tables: &[Table]) -> bool {
+    let Some((family, body)) = split(payload) else { return false };
+    let name = find(body, uapi::table::NAME).and_then(string);
+    tables.iter().any(|table| table.family == family && name == Some(&*table.name))
+}
+
+/// The elements in one message of a dump. Those of a shape that Podwire never makes (catch-all, keys longer than any of ours)
+/// are left out.
+pub(super) fn elements(payload: &[u8]) -> impl Iterator<Item = Element> {
+    let list = split(payload).and_then(|(_, body)| find(body, uapi::elem::LIST_ELEMENTS)).unwrap_or_default();
+    attributes(list).filter_map(|(_, element)| self::element(element))
 }
 
 fn element(body: &[u8]) -> Option<Element> {
@@ -74,8 +85,9 @@ fn element(body: &[u8]) -> Option<Element> {
             None => Mapped::Value(value(data)?),
         },
     };
+    let end = find(body, uapi::elem::KEY_END).and_then(value);
     let comment = find(body, uapi::elem::USERDATA).and_then(|data| record(data, uapi::udata::COMMENT));
-    Some(Element { key, data, comment: comment.map(Name::from) })
+    Some(Element { key, end, data, comment: comment.map(Name::from) })
 }
 
 fn value(data: &[u8]) -> Option<Value> {
@@ -143,7 +155,8 @@ mod tests {
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let of = Table::new(Family::Ip, "podwire");
             let _ = (table(&bytes), chain(&bytes, &of), rule(&bytes, &of), set(&bytes, &of), record(&bytes, 7));
-            prop_assert!(elements(&bytes).len() <= bytes.len());
+            let _ = (generation(&bytes), is_about(&bytes, &[of]));
+            prop_assert!(elements(&bytes).count() <= bytes.len());
         }
     }
 }

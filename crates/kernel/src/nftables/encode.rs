@@ -3,8 +3,8 @@
 use podwire_model::Family;
 
 use super::{
-    Action, Base, Batch, Chain, ChainKind, Element, Expr, Field, Hook, Mapped, Rule, Set, SetData, Table, Value,
-    Verdict, expr::push_expr, uapi,
+    Action, Base, Batch, Chain, ChainKind, Element, Expr, Field, Hook, Mapped, Rule, Set, SetData, SetKind, Table,
+    Value, Verdict, expr::push_expr, uapi,
 };
 use crate::netlink::flags;
 
@@ -107,15 +107,24 @@ fn push_chain(w: &mut Writer, table: &Table, chain: &Chain) {
     }
 }
 
+/// The expressions of a rule, without the attribute that they are in.
+pub(super) fn expressions(rule: &Rule) -> Vec<u8> {
+    let mut writer = Writer { bytes: Vec::new(), sequence: 0, last: 0 };
+    push_expressions(&mut writer, rule);
+    writer.bytes
+}
+
+fn push_expressions(w: &mut Writer, rule: &Rule) {
+    for expression in &rule.expressions {
+        w.nest(uapi::LIST_ELEM, |w| {
+            w.string(uapi::expr::NAME, Expr::name(expression));
+            w.nest(uapi::expr::DATA, |w| push_expr(w, expression));
+        });
+    }
+}
+
 fn push_rule(w: &mut Writer, rule: &Rule) {
-    w.nest(uapi::rule::EXPRESSIONS, |w| {
-        for expression in &rule.expressions {
-            w.nest(uapi::LIST_ELEM, |w| {
-                w.string(uapi::expr::NAME, Expr::name(expression));
-                w.nest(uapi::expr::DATA, |w| push_expr(w, expression));
-            });
-        }
-    });
+    w.nest(uapi::rule::EXPRESSIONS, |w| push_expressions(w, rule));
     w.comment(uapi::rule::USERDATA, rule.comment.as_deref());
 }
 
@@ -125,7 +134,7 @@ fn push_set(w: &mut Writer, table: &Table, set: &Set, id: u32) {
     w.string(set::NAME, &set.name);
     let mut userdata = Vec::new();
     push_udata(&mut userdata, uapi::udata::SET_KEY_BYTEORDER, &byteorder(&set.key).to_ne_bytes());
-    w.be32(set::FLAGS, if set.data == SetData::None { 0 } else { set::FLAG_MAP });
+    w.be32(set::FLAGS, set_flags(set));
     w.be32(set::KEY_TYPE, concatenated(&set.key));
     w.be32(set::KEY_LEN, Field::total(&set.key) as u32);
     match &set.data {
@@ -141,13 +150,34 @@ fn push_set(w: &mut Writer, table: &Table, set: &Set, id: u32) {
         }
     }
     w.be32(set::ID, id);
-    if let Some(size) = set.size {
-        w.nest(set::DESC, |w| w.be32(set::DESC_SIZE, size));
+    let ranges_of_fields = set.kind == SetKind::Intervals && set.key.len() > 1;
+    if set.size.is_some() || ranges_of_fields {
+        w.nest(set::DESC, |w| {
+            set.size.into_iter().for_each(|size| w.be32(set::DESC_SIZE, size));
+            if ranges_of_fields {
+                w.nest(set::DESC_CONCAT, |w| {
+                    for field in &set.key {
+                        w.nest(uapi::LIST_ELEM, |w| w.be32(set::FIELD_LEN, field.length() as u32));
+                    }
+                });
+            }
+        });
     }
     if let Some(comment) = &set.comment {
         push_udata(&mut userdata, uapi::udata::SET_COMMENT, &zero_terminated(comment));
     }
     w.bytes(set::USERDATA, &userdata);
+}
+
+fn set_flags(set: &Set) -> u32 {
+    use uapi::set;
+    let map = if set.data == SetData::None { 0 } else { set::FLAG_MAP };
+    map | match set.kind {
+        SetKind::Plain => 0,
+        SetKind::Intervals if set.key.len() > 1 => set::FLAG_INTERVAL | set::FLAG_CONCAT,
+        SetKind::Intervals => set::FLAG_INTERVAL,
+        SetKind::Dynamic => set::FLAG_TIMEOUT | set::FLAG_EVAL,
+    }
 }
 
 /// The data type of a concatenation: 6 bits a field, the last one lowest.
@@ -178,6 +208,9 @@ fn push_elements(w: &mut Writer, kind: u16, more: u16, (table, set): (&Table, &s
 
 fn push_element(w: &mut Writer, element: &Element, whole: bool) {
     w.nest(uapi::elem::KEY, |w| w.bytes(uapi::data::VALUE, element.key.as_bytes()));
+    if let Some(end) = &element.end {
+        w.nest(uapi::elem::KEY_END, |w| w.bytes(uapi::data::VALUE, end.as_bytes()));
+    }
     if !whole {
         return;
     }

@@ -1,9 +1,11 @@
 //! Expressions over registers: what a rule is made of, and the attributes of each (`NFTA_*` of its kind).
 
+use std::time::Duration;
+
 use podwire_model::{Family, Name};
 
 use super::{
-    Value, Verdict,
+    Field, Value, Verdict,
     encode::{Writer, nfproto, push_verdict},
 };
 
@@ -12,11 +14,13 @@ use super::{
 pub struct Reg(pub u8);
 
 impl Reg {
-    /// Registers for a scratch address of either family, beyond every key in use.
-    pub(super) const SCRATCH: Self = Self(12);
+    /// Where the packet mark is kept while another value takes its way through it.
+    pub(super) const SAVED_MARK: Self = Self(15);
 
-    pub(super) const fn after(self, bytes: usize) -> Self {
-        Self(self.0 + bytes.div_ceil(4) as u8)
+    /// The register after a value of `field` that begins here.
+    #[must_use]
+    pub const fn after(self, field: Field) -> Self {
+        Self(self.0 + field.length().div_ceil(4) as u8)
     }
 }
 
@@ -157,19 +161,6 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
-    /// Loads a hash (Jenkins) of a register.
-    Hash {
-        /// What to hash.
-        from: Reg,
-        /// How many bytes.
-        length: u32,
-        /// The hash is smaller than this, before the offset is added.
-        modulus: u32,
-        /// Added to the hash.
-        offset: u32,
-        /// Where to.
-        to: Reg,
-    },
     /// Goes on only if the key is (not) in the set.
     InSet {
         /// The set.
@@ -187,6 +178,17 @@ pub enum Expr {
         key: Reg,
         /// Where to.
         to: Reg,
+    },
+    /// Adds what the key maps to, or replaces it and begins its time anew; the rule ends if the map is full.
+    Update {
+        /// The map; one of [`SetKind::Dynamic`](super::SetKind::Dynamic).
+        map: Name,
+        /// Where the key begins.
+        key: Reg,
+        /// Where the value begins.
+        value: Reg,
+        /// How long the element stays.
+        timeout: Duration,
     },
     /// Takes the verdict that the key maps to; the rule ends if it maps to nothing.
     VerdictMap {
@@ -228,8 +230,8 @@ impl Expr {
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
             Self::Random { .. } => "numgen",
-            Self::Hash { .. } => "hash",
             Self::InSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
+            Self::Update { .. } => "dynset",
             Self::Verdict(_) => "immediate",
             Self::Dnat { .. } => "nat",
             Self::Masquerade { .. } => "masq",
@@ -242,7 +244,7 @@ impl Expr {
     pub const fn set(&self) -> Option<&Name> {
         match self {
             Self::InSet { set, .. } => Some(set),
-            Self::Map { map, .. } | Self::VerdictMap { map, .. } => Some(map),
+            Self::Map { map, .. } | Self::VerdictMap { map, .. } | Self::Update { map, .. } => Some(map),
             _ => None,
         }
     }
@@ -250,9 +252,11 @@ impl Expr {
 
 const VERDICT_REGISTER: u32 = 0;
 
-/// The kernel's number of a register (`NFT_REG32_00` is 8).
+/// The kernel's number of a register, as the kernel itself writes it: every fourth has a number from the time when
+/// registers had 16 bytes (`NFT_REG_1`…), the others count from `NFT_REG32_00`.
 const fn number(register: Reg) -> u32 {
-    8 + register.0 as u32
+    let index = register.0 as u32;
+    if index.is_multiple_of(4) { 1 + index / 4 } else { 8 + index }
 }
 
 /// Writes the attributes of `expr`.
@@ -308,17 +312,8 @@ pub(super) fn push_expr(w: &mut Writer, expr: &Expr) {
             w.value(3, value);
         }
         Expr::Random { modulus, offset, to } => push_random(w, *modulus, *offset, *to),
-        Expr::Hash { from, length, modulus, offset, to } => {
-            w.be32(1, number(*from));
-            w.be32(2, number(*to));
-            w.be32(3, *length);
-            w.be32(4, *modulus);
-            // A fixed seed: the same client gets the same number on every node and after every restart.
-            w.be32(5, 0);
-            w.be32(6, *offset);
-            w.be32(7, 0);
-        }
         Expr::InSet { .. } | Expr::Map { .. } | Expr::VerdictMap { .. } => push_lookup(w, expr),
+        Expr::Update { map, key, value, timeout } => push_update(w, map, (*key, *value), *timeout),
         Expr::Verdict(verdict) => push_immediate(w, verdict),
         Expr::Dnat { family, address, port } => push_dnat(w, *family, *address, *port),
         Expr::Masquerade { flags: 0 } | Expr::Counter => {}
@@ -374,6 +369,15 @@ fn push_lookup(w: &mut Writer, expr: &Expr) {
     if is == Is::Not {
         w.be32(5, INVERT);
     }
+}
+
+fn push_update(w: &mut Writer, map: &str, (key, value): (Reg, Reg), timeout: Duration) {
+    const UPDATE: u32 = 1;
+    w.string(1, map);
+    w.be32(3, UPDATE);
+    w.be32(4, number(key));
+    w.be32(5, number(value));
+    w.bytes(6, &(timeout.as_millis() as u64).to_be_bytes());
 }
 
 fn push_immediate(w: &mut Writer, verdict: &Verdict) {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use podwire_model::Name;
 
 use super::{
-    Action, Batch, Chain, Element, Field, Mapped, Nftables, Rule, RuleInfo, Set, SetData, SetInfo, Table, TableInfo,
-    Verdict,
+    Action, Batch, Chain, Element, Expr, Field, Mapped, Nftables, Rule, RuleInfo, Set, SetData, SetInfo, SetKind,
+    Table, TableInfo, Verdict, encode::expressions,
 };
 use crate::{Error, Result};
 
@@ -59,6 +59,8 @@ pub struct Fake {
     random: u64,
     fail_one_in: Option<u64>,
     commits: Vec<Batch>,
+    /// Somebody else changed the ruleset.
+    touched: bool,
 }
 
 impl Fake {
@@ -87,6 +89,7 @@ impl Fake {
 
     /// Mutable access to the state, to play an administrator who changes things by hand.
     pub fn ruleset_mut(&mut self) -> &mut Ruleset {
+        self.touched = true;
         &mut self.ruleset
     }
 
@@ -147,6 +150,7 @@ impl Nftables for Fake {
                 handle: *handle,
                 comment: rule.comment.clone(),
                 expressions: rule.expressions.iter().map(|expr| expr.name().to_owned()).collect(),
+                encoded: expressions(rule),
             })
         });
         Ok(rules.collect())
@@ -162,10 +166,16 @@ impl Nftables for Fake {
         Ok(state.sets.values().map(info).collect())
     }
 
-    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>> {
+    fn each_element(&mut self, table: &Table, set: &str, each: &mut dyn FnMut(Element)) -> Result<()> {
         let state = self.table(table, "list elements")?;
         let set = state.sets.get(set).ok_or_else(|| Error::refused(format_args!("list set {set}"), libc::ENOENT))?;
-        Ok(set.elements.values().cloned().collect())
+        set.elements.values().cloned().for_each(each);
+        Ok(())
+    }
+
+    fn changed_by_others(&mut self, _: &[Table]) -> Result<bool> {
+        self.operate("ask for changes")?;
+        Ok(std::mem::take(&mut self.touched))
     }
 }
 
@@ -223,7 +233,7 @@ fn delete_chain(state: &mut TableState, chain: &Name) -> Result<(), Errno> {
         return Err(libc::ENOENT);
     }
     let by_rule = rules(state).flat_map(|rule| &rule.expressions).any(|expr| match expr {
-        super::Expr::Verdict(verdict) => verdict.chain() == Some(chain),
+        Expr::Verdict(verdict) => verdict.chain() == Some(chain),
         _ => false,
     });
     let by_element = state.sets.values().flat_map(|set| set.elements.values()).any(|element| match &element.data {
@@ -240,15 +250,27 @@ fn delete_chain(state: &mut TableState, chain: &Name) -> Result<(), Errno> {
 fn add_rule(state: &mut TableState, chain: &Name, rule: &Rule, handle: u64) -> Result<(), Errno> {
     for expr in &rule.expressions {
         match expr {
-            super::Expr::Verdict(verdict) => known_target(state, verdict)?,
+            Expr::Verdict(verdict) => known_target(state, verdict)?,
             other => match other.set() {
-                Some(set) if !state.sets.contains_key(set) => return Err(libc::ENOENT),
-                _ => {}
+                Some(set) => fits(expr, &state.sets.get(set).ok_or(libc::ENOENT)?.set)?,
+                None => {}
             },
         }
     }
     state.chains.get_mut(chain).ok_or(libc::ENOENT)?.rules.push((handle, rule.clone()));
     Ok(())
+}
+
+/// Whether a set is one that the expression may use.
+fn fits(expr: &Expr, set: &Set) -> Result<(), Errno> {
+    let is_verdict = set.data == SetData::Verdict;
+    match expr {
+        Expr::InSet { .. } if set.data != SetData::None => Err(libc::EINVAL),
+        Expr::VerdictMap { .. } if !is_verdict => Err(libc::EINVAL),
+        Expr::Map { .. } | Expr::Update { .. } if is_verdict || set.data == SetData::None => Err(libc::EINVAL),
+        Expr::Update { .. } if set.kind != SetKind::Dynamic => Err(libc::EOPNOTSUPP),
+        _ => Ok(()),
+    }
 }
 
 fn known_target(state: &TableState, verdict: &Verdict) -> Result<(), Errno> {
@@ -264,13 +286,28 @@ fn known_target(state: &TableState, verdict: &Verdict) -> Result<(), Errno> {
 
 fn add_set(state: &mut TableState, set: &Set) -> Result<(), Errno> {
     match state.sets.get_mut(&set.name) {
+        // Rules could fill the kernel's memory.
+        None if set.kind == SetKind::Dynamic && set.size.is_none() => return Err(libc::EINVAL),
         None => {
             state.sets.insert(set.name.clone(), SetState { set: set.clone(), elements: BTreeMap::new() });
         }
-        Some(existing) if existing.set.key != set.key || existing.set.data != set.data => return Err(libc::EEXIST),
+        Some(existing)
+            if (&existing.set.key, &existing.set.data, existing.set.kind) != (&set.key, &set.data, set.kind) =>
+        {
+            return Err(libc::EEXIST);
+        }
         Some(existing) => existing.set.size = existing.set.size.max(set.size),
     }
     Ok(())
+}
+
+/// Whether two ranges have a key in common: they do in every field.
+fn overlap(fields: &[Field], a: &Element, b: &Element) -> bool {
+    let (Some(a_end), Some(b_end)) = (a.end, b.end) else { return false };
+    let split = |value: super::Value| value.split(fields).unwrap_or_default();
+    let (a, a_end, b, b_end) = (split(a.key), split(a_end), split(b.key), split(b_end));
+    let ends = a_end.iter().zip(&b_end);
+    a.iter().zip(&b).zip(ends).all(|((a, b), (a_end, b_end))| a <= b_end && b <= a_end)
 }
 
 fn add_elements(state: &mut TableState, set: &Name, elements: &[Element]) -> Result<(), Errno> {
@@ -286,10 +323,13 @@ fn add_elements(state: &mut TableState, set: &Name, elements: &[Element]) -> Res
             (SetData::Fields(fields), Mapped::Value(value)) => value.as_bytes().len() == Field::total(fields),
             _ => false,
         };
-        if !data_fits || element.key.as_bytes().len() != Field::total(&set.key) {
+        let ends = element.end.iter().all(|end| end.as_bytes().len() == Field::total(&set.key));
+        let ends_fit = ends && element.end.is_some() == (set.kind == SetKind::Intervals);
+        if !data_fits || !ends_fit || element.key.as_bytes().len() != Field::total(&set.key) {
             return Err(libc::EINVAL);
         }
-        if held.contains_key(&element.key) {
+        let overlaps = element.end.is_some() && held.values().any(|other| overlap(&set.key, other, element));
+        if overlaps || held.contains_key(&element.key) {
             return Err(libc::EEXIST);
         }
         if set.size.is_some_and(|size| held.len() >= size as usize) {

@@ -21,6 +21,7 @@
 //! ```
 
 mod batch;
+mod compare;
 mod decode;
 mod encode;
 mod expr;
@@ -29,13 +30,14 @@ mod object;
 mod real;
 mod rule;
 mod uapi;
+mod watch;
 
 pub use batch::{Action, Batch};
 pub use expr::{Ct, Expr, Header, Is, Meta, Reg, RejectWith, Side, nat_flags};
 pub use fake::{ChainState, Fake, Ruleset, SetState, TableState};
 pub use object::{
-    Base, Chain, ChainKind, Datum, Element, Family, Field, Hook, Mapped, RuleInfo, Set, SetData, SetInfo, Table,
-    TableInfo, Value, Verdict, priority,
+    Base, Chain, ChainKind, Datum, Element, Family, Field, Hook, Mapped, RuleInfo, Set, SetData, SetInfo, SetKind,
+    Table, TableInfo, Value, Verdict, priority,
 };
 pub use real::Kernel;
 pub use rule::{Key, Rule};
@@ -74,11 +76,29 @@ pub trait Nftables: Send {
     /// As [`Nftables::chains`].
     fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>>;
 
-    /// The elements of a set or map, in no particular order.
+    /// Hands every element of a set or map to `each`, in no particular order: for large ones, which need not all be in
+    /// memory then.
     ///
     /// # Errors
     /// Not found when there is no such set or table; otherwise when the kernel cannot be asked.
-    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>>;
+    fn each_element(&mut self, table: &Table, set: &str, each: &mut dyn FnMut(Element)) -> Result<()>;
+
+    /// The elements of a set or map, in no particular order.
+    ///
+    /// # Errors
+    /// As [`Nftables::each_element`].
+    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>> {
+        let mut elements = Vec::new();
+        self.each_element(table, set, &mut |element| elements.push(element))?;
+        Ok(elements)
+    }
+
+    /// Whether somebody else changed one of `tables` since the last call, or may have: what rules themselves do to
+    /// elements does not count. The first call only begins to watch. Does not block.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn changed_by_others(&mut self, tables: &[Table]) -> Result<bool>;
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::{
 
 use podwire_model::Name;
 
+use super::{Rule, compare::same_expressions, encode::expressions};
+
 /// The address family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
@@ -311,8 +313,8 @@ pub struct Value {
 }
 
 impl Value {
-    /// Room for two IPv6 addresses and seven bytes more; the widest key in use has 32.
-    pub const MAX: usize = 39;
+    /// Room for two IPv6 addresses, a protocol and a port, each padded: the widest key in use.
+    pub const MAX: usize = 40;
 
     /// The bytes as they are; longer ones are cut (no field combination in use is longer).
     pub fn from_bytes(raw: &[u8]) -> Self {
@@ -392,6 +394,18 @@ pub enum SetData {
     Fields(Vec<Field>),
 }
 
+/// How a set keeps its elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SetKind {
+    /// By exact key, until they are deleted.
+    #[default]
+    Plain,
+    /// Elements are ranges in each field of the key ([`Element::end`]).
+    Intervals,
+    /// Rules add elements ([`Expr::Update`](super::Expr::Update)), each for a time. Such a set must have a size.
+    Dynamic,
+}
+
 /// A named set or map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
@@ -401,6 +415,8 @@ pub struct Set {
     pub key: Vec<Field>,
     /// What elements map to.
     pub data: SetData,
+    /// How it keeps them.
+    pub kind: SetKind,
     /// The most elements that fit; with a size the kernel uses a fixed hash table, several times faster to fill.
     /// Adding a set again with a larger size raises it in place.
     pub size: Option<u32>,
@@ -433,8 +449,10 @@ pub enum Mapped {
 /// One element of a set or map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Element {
-    /// The key.
+    /// The key; of a range the first one.
     pub key: Value,
+    /// The last key of a range, in sets of [`SetKind::Intervals`] (and there always).
+    pub end: Option<Value>,
     /// What it maps to.
     pub data: Mapped,
     /// Shown by `nft list`; costs memory, so not for large maps.
@@ -443,8 +461,13 @@ pub struct Element {
 
 impl Element {
     /// An element of a plain set, or a key to delete.
-    pub fn key(key: Value) -> Self {
-        Self { key, data: Mapped::Nothing, comment: None }
+    pub const fn key(key: Value) -> Self {
+        Self { key, end: None, data: Mapped::Nothing, comment: None }
+    }
+
+    /// An element of a map.
+    pub const fn map(key: Value, data: Mapped) -> Self {
+        Self { key, end: None, data, comment: None }
     }
 }
 
@@ -459,4 +482,14 @@ pub struct RuleInfo {
     pub comment: Option<String>,
     /// Names of its expressions in order, for example `payload`, `cmp`, `masq`.
     pub expressions: Vec<String>,
+    /// The list of expressions as the kernel encodes it.
+    pub(super) encoded: Vec<u8>,
+}
+
+impl RuleInfo {
+    /// Whether it is what `rule` makes: every expression is of the same kind and has every attribute that `rule` gives
+    /// it, with the same value. (The kernel lists a few more, which have their defaults.)
+    pub fn does(&self, rule: &Rule) -> bool {
+        same_expressions(&self.encoded, &expressions(rule))
+    }
 }

@@ -4,6 +4,7 @@ use super::{
     Batch, Chain, Element, Nftables, RuleInfo, SetInfo, Table, TableInfo, decode,
     encode::{Encoded, encode},
     uapi,
+    watch::Watch,
 };
 use crate::{
     Error, Result,
@@ -14,7 +15,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Kernel {
     socket: Socket,
+    watch: Option<Watch>,
 }
+
+/// Transactions of more bytes are not watched: to write the notifications would take as long as the rest.
+const WATCHED: usize = 64 << 10;
 
 impl Kernel {
     /// Opens the netlink socket.
@@ -22,7 +27,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel has no nf_tables or the caller may not open netlink sockets.
     pub fn open() -> Result<Self> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
+        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, watch: None })
     }
 
     fn dump(&mut self, kind: u16, table: Option<&Table>, names: &[(u16, &str)], what: &str) -> Result<Messages> {
@@ -51,14 +56,17 @@ impl Nftables for Kernel {
             self.socket.next_sequence();
         }
         let what = "change nftables";
-        let mut answer = self.socket.batch(&encoded.bytes, format_args!("{what}"))?;
-        if !answer.refused.is_empty() {
-            return Err(refused(batch, &encoded, answer.refused.swap_remove(0)));
-        }
-        if answer.acknowledged.contains(&encoded.last()) {
-            Ok(())
-        } else {
-            Err(Error::Overrun { what: what.to_owned() })
+        let send = |socket: &mut Socket| {
+            let mut answer = socket.batch(&encoded.bytes, format_args!("{what}"))?;
+            if !answer.refused.is_empty() {
+                return Err(refused(batch, &encoded, answer.refused.swap_remove(0)));
+            }
+            let done = answer.acknowledged.contains(&encoded.last());
+            if done { Ok(()) } else { Err(Error::Overrun { what: what.to_owned() }) }
+        };
+        match &mut self.watch {
+            Some(watch) if encoded.bytes.len() > WATCHED => watch.pause_for(&mut self.socket, send),
+            _ => send(&mut self.socket),
         }
     }
 
@@ -85,10 +93,21 @@ impl Nftables for Kernel {
         Ok(messages.iter().filter_map(|message| decode::set(message.payload, table)).collect())
     }
 
-    fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>> {
+    fn each_element(&mut self, table: &Table, set: &str, each: &mut dyn FnMut(Element)) -> Result<()> {
         let names = [(uapi::elem::LIST_TABLE, &*table.name), (uapi::elem::LIST_SET, set)];
         let messages = self.dump(uapi::msg::GET_ELEM, Some(table), &names, &format!("elements of {set}"))?;
-        Ok(messages.iter().flat_map(|message| decode::elements(message.payload)).collect())
+        messages.iter().flat_map(|message| decode::elements(message.payload)).for_each(each);
+        Ok(())
+    }
+
+    fn changed_by_others(&mut self, tables: &[Table]) -> Result<bool> {
+        match &mut self.watch {
+            Some(watch) => watch.changed(self.socket.port()?, tables),
+            watch => {
+                *watch = Some(Watch::open()?);
+                Ok(false)
+            }
+        }
     }
 }
 

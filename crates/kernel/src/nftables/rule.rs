@@ -2,7 +2,7 @@
 
 use podwire_model::{Family, IpNet, Name};
 
-use super::{Ct, Expr, Header, Is, Meta, Reg, RejectWith, Side, Value, Verdict};
+use super::{Ct, Expr, Field, Header, Is, Meta, Reg, RejectWith, Side, Value, Verdict};
 
 /// A field of a packet (or a number made for it) that a lookup key is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,13 +20,6 @@ pub enum Key {
         /// The number is smaller than this, before the offset is added.
         modulus: u32,
         /// Added to the number.
-        offset: u32,
-    },
-    /// `jhash ip saddr mod M offset O`.
-    SourceHash {
-        /// The hash is smaller than this, before the offset is added.
-        modulus: u32,
-        /// Added to the hash.
         offset: u32,
     },
 }
@@ -107,6 +100,13 @@ impl Rule {
         self.expr(Expr::Meta { key: Meta::InputName, to: Reg(0) }).cmp(is, &interface(name))
     }
 
+    /// `iifname [!=] "PREFIX*"`.
+    #[must_use]
+    pub fn input_prefix(self, is: Is, prefix: &str) -> Self {
+        let prefix = prefix.as_bytes().get(..15).unwrap_or(prefix.as_bytes());
+        self.expr(Expr::Meta { key: Meta::InputName, to: Reg(0) }).cmp(is, prefix)
+    }
+
     /// `oifname [!=] NAME`.
     #[must_use]
     pub fn output_name(self, is: Is, name: &str) -> Self {
@@ -151,16 +151,41 @@ impl Rule {
         self.key(fields).expr(Expr::VerdictMap { map: map.into(), key: Reg(0) })
     }
 
+    /// `KEY map @MAP`, where the map's data is one number: loads it, for use in a key or as data. The rule ends if the
+    /// key maps to nothing.
+    ///
+    /// The number is put into the packet mark, read from there, and the mark put back: the `nft` tool (at least to 1.0.6)
+    /// ends with an assertion where a mapped value is part of a key. It prints
+    /// `meta mark set KEY map @MAP meta mark set meta mark`, and the number as `meta mark`.
+    #[must_use]
+    pub fn number(self, map: impl Into<Name>, key: Reg, to: Reg) -> Self {
+        let saved = Reg::SAVED_MARK;
+        self.expr(Expr::Map { map: map.into(), key, to })
+            .expr(Expr::Meta { key: Meta::Mark, to: saved })
+            .expr(Expr::SetMark { from: to })
+            .expr(Expr::Meta { key: Meta::Mark, to })
+            .expr(Expr::SetMark { from: saved })
+    }
+
+    /// `FIELDS map @NUMBERS vmap @VERDICTS`: the verdict that the number stands for that the fields map to; see
+    /// [`Rule::number`] for what the `nft` tool prints.
+    #[must_use]
+    pub fn numbered_verdict(self, fields: &[Key], numbers: impl Into<Name>, verdicts: impl Into<Name>) -> Self {
+        self.key(fields).number(numbers, Reg(0), Reg(0)).expr(Expr::VerdictMap { map: verdicts.into(), key: Reg(0) })
+    }
+
+    /// `dnat to KEY map @MAP`, where the key is in registers from `key` on and the map's data is an address and a port.
+    #[must_use]
+    pub fn dnat_by(self, map: impl Into<Name>, key: Reg) -> Self {
+        let family = self.family;
+        let port = key.after(Field::address(family));
+        self.expr(Expr::Map { map: map.into(), key, to: key }).expr(Expr::Dnat { family, address: key, port })
+    }
+
     /// `dnat to FIELDS map @MAP`, where the map's data is an address and a port.
     #[must_use]
     pub fn dnat_map(self, fields: &[Key], map: impl Into<Name>) -> Self {
-        let family = self.family;
-        let port = Reg(0).after(address_length(family));
-        self.key(fields).expr(Expr::Map { map: map.into(), key: Reg(0), to: Reg(0) }).expr(Expr::Dnat {
-            family,
-            address: Reg(0),
-            port,
-        })
+        self.key(fields).dnat_by(map, Reg(0))
     }
 
     /// `masquerade`, with [`nat_flags`].
@@ -228,14 +253,17 @@ impl Rule {
         self.expr(Expr::Payload { header: Header::Network, offset, length, to })
     }
 
-    /// Loads `fields` one after the other from the first register on.
-    fn key(mut self, fields: &[Key]) -> Self {
-        let width = address_length(self.family);
-        let mut to = Reg(0);
+    fn key(self, fields: &[Key]) -> Self {
+        self.load(fields, Reg(0))
+    }
+
+    /// Loads `fields` one after the other from register `to` on: the key of a lookup.
+    #[must_use]
+    pub fn load(mut self, fields: &[Key], mut to: Reg) -> Self {
         for field in fields {
             let next = match field {
-                Key::Source | Key::Destination => to.after(width),
-                _ => to.after(1),
+                Key::Source | Key::Destination => to.after(Field::address(self.family)),
+                _ => to.after(Field::Mark),
             };
             self = match *field {
                 Key::Source => self.load_address(Side::Source, to),
@@ -245,16 +273,6 @@ impl Rule {
                     self.expr(Expr::Payload { header: Header::Transport, offset: 2, length: 2, to })
                 }
                 Key::Random { modulus, offset } => self.expr(Expr::Random { modulus, offset, to }),
-                Key::SourceHash { modulus, offset } => {
-                    let from = Reg::SCRATCH;
-                    self.load_address(Side::Source, from).expr(Expr::Hash {
-                        from,
-                        length: width as u32,
-                        modulus,
-                        offset,
-                        to,
-                    })
-                }
             };
             to = next;
         }

@@ -1,4 +1,4 @@
-use std::{net::IpAddr, process::Command};
+use std::{net::IpAddr, process::Command, time::Duration};
 
 use podwire_model::Family::{V4, V6};
 
@@ -20,6 +20,7 @@ fn services(family: podwire_model::Family) -> Set {
         name: "services".into(),
         key: vec![Field::address(family), Field::InetProto, Field::InetService],
         data: SetData::Verdict,
+        kind: SetKind::Plain,
         size: Some(1024),
         comment: Some("address to chain".into()),
     }
@@ -30,9 +31,46 @@ fn endpoints(family: podwire_model::Family) -> Set {
         name: "endpoints".into(),
         key: vec![Field::address(family), Field::InetProto, Field::InetService, Field::Mark],
         data: SetData::Fields(vec![Field::address(family), Field::InetService]),
+        kind: SetKind::Plain,
         size: Some(100_000),
         comment: None,
     }
+}
+
+fn plain(name: &str, key: Vec<Field>, data: SetData) -> Set {
+    Set { name: name.into(), key, data, kind: SetKind::Plain, size: None, comment: None }
+}
+
+fn numbers() -> Set {
+    let key = vec![Field::Ipv4Addr, Field::InetProto, Field::InetService];
+    plain("numbers", key, SetData::Fields(vec![Field::Mark]))
+}
+
+fn verdicts() -> Set {
+    plain("verdicts", vec![Field::Mark], SetData::Verdict)
+}
+
+fn allowed() -> Set {
+    let key = vec![Field::Ipv4Addr, Field::InetProto, Field::InetService, Field::Ipv4Addr];
+    Set { kind: SetKind::Intervals, ..plain("allowed", key, SetData::None) }
+}
+
+fn clients() -> Set {
+    let set = plain("clients", vec![Field::Ipv4Addr, Field::Mark], SetData::Fields(vec![Field::Mark]));
+    Set { kind: SetKind::Dynamic, size: Some(1000), ..set }
+}
+
+fn service_key(address: &str) -> Value {
+    Value::concat(&[addr(address), Datum::Proto(17), Datum::Port(53)])
+}
+
+fn number_value(number: u32) -> Mapped {
+    Mapped::Value(Value::concat(&[Datum::Mark(number)]))
+}
+
+fn allowed_from(first: &str, last: &str) -> Element {
+    let key = |source| Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53), addr(source)]);
+    Element { end: Some(key(last)), ..Element::key(key(first)) }
 }
 
 /// One of everything that the builder can say.
@@ -43,7 +81,20 @@ fn sample() -> (Table, Batch) {
     batch.add_set(&table, services(V4));
     batch.add_set(&table, endpoints(V4));
     let pairs = vec![Field::Ipv4Addr, Field::Ipv4Addr];
-    batch.add_set(&table, Set { name: "hairpin".into(), key: pairs, data: SetData::None, size: None, comment: None });
+    batch.add_set(
+        &table,
+        Set {
+            name: "hairpin".into(),
+            key: pairs,
+            data: SetData::None,
+            kind: SetKind::Plain,
+            size: None,
+            comment: None,
+        },
+    );
+    for set in [numbers(), verdicts(), allowed(), clients()] {
+        batch.add_set(&table, set);
+    }
     batch.add_chain(&table, Chain::regular("to-mark"));
     batch.add_chain(&table, Chain::regular("pick-3"));
     batch.add_chain(&table, Chain::base("prerouting", ChainKind::Nat, Hook::Prerouting, priority::DSTNAT));
@@ -55,11 +106,19 @@ fn sample() -> (Table, Batch) {
     let key = [Key::Destination, Key::L4Proto, Key::DestinationPort];
     let with = |last| [key[0], key[1], key[2], last];
     let random = with(Key::Random { modulus: 3, offset: 0 });
-    let sticky = with(Key::SourceHash { modulus: 3, offset: 65536 });
+    let fixed = with(Key::Random { modulus: 1, offset: 65536 });
     batch.add_rule(&table, "pick-3", Rule::new(V4).source(Is::Not, pods).jump("to-mark"));
-    batch.add_rule(&table, "pick-3", Rule::new(V4).dnat_map(&sticky, "endpoints"));
+    batch.add_rule(&table, "pick-3", Rule::new(V4).dnat_map(&fixed, "endpoints"));
     batch.add_rule(&table, "pick-3", Rule::new(V4).dnat_map(&random, "endpoints"));
     batch.add_rule(&table, "prerouting", Rule::new(V4).verdict_map(&key, "services"));
+    batch.add_rule(&table, "prerouting", Rule::new(V4).numbered_verdict(&key, "numbers", "verdicts"));
+    batch.add_rule(&table, "pick-3", Rule::new(V4).in_set(Is::Not, &with(Key::Source), "allowed").drop());
+    let (client, service, number) = (Reg(0), Reg(1), Reg(2));
+    let timeout = Duration::from_secs(3600);
+    let known = Rule::new(V4).load(&[Key::Source], client).load(&key, service).number("numbers", service, service);
+    let known = known.number("clients", client, number);
+    let update = Expr::Update { map: "clients".into(), key: client, value: number, timeout };
+    batch.add_rule(&table, "pick-3", known.expr(update).expr(Expr::Counter));
     let loopback = "127.0.0.0/8".parse().unwrap();
     let local = Rule::new(V4).destination(Is::Not, loopback).local(Side::Destination, Is::Equal);
     batch.add_rule(&table, "prerouting", local.reject());
@@ -70,17 +129,23 @@ fn sample() -> (Table, Batch) {
     batch.add_rule(&table, "postrouting", Rule::new(V4).masquerade(nat_flags::FULLY_RANDOM));
     batch.add_rule(&table, "forward", Rule::new(V4).ct_state(1).drop());
     batch.add_rule(&table, "forward", Rule::new(V4).input_name(Is::Equal, "eth0").expr(Expr::Counter).accept());
+    batch.add_rule(&table, "forward", Rule::new(V4).input_prefix(Is::Not, "veth").accept());
 
     let service = Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53)]);
     let goto = Mapped::Verdict(Verdict::Goto("pick-3".into()));
-    let element = Element { key: service, data: goto, comment: Some("kube-system/kube-dns:dns".into()) };
+    let element = Element { key: service, end: None, data: goto, comment: Some("kube-system/kube-dns:dns".into()) };
     batch.add_elements(&table, "services", vec![element]);
     let endpoint = |index| Element {
         key: Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53), Datum::Mark(index)]),
+        end: None,
         data: Mapped::Value(Value::concat(&[addr("10.244.1.2"), Datum::Port(5353)])),
         comment: None,
     };
     batch.add_elements(&table, "endpoints", (0..3).map(endpoint).collect());
+    let verdict = Mapped::Verdict(Verdict::Goto("pick-3".into()));
+    batch.add_elements(&table, "verdicts", vec![Element::map(Value::concat(&[Datum::Mark(3)]), verdict)]);
+    batch.add_elements(&table, "numbers", vec![Element::map(service_key("10.96.0.10"), number_value(3))]);
+    batch.add_elements(&table, "allowed", vec![allowed_from("192.0.2.0", "192.0.2.255")]);
     let pair = Value::concat(&[addr("10.244.1.2"), addr("10.244.1.2")]);
     batch.add_elements(&table, "hairpin", vec![Element::key(pair)]);
     (table, batch)
@@ -109,19 +174,44 @@ const LISTED: &str = r#"table ip sample {
 		elements = { 10.244.1.2 . 10.244.1.2 }
 	}
 
+	map numbers {
+		type ipv4_addr . inet_proto . inet_service : mark
+		elements = { 10.96.0.10 . udp . 53 : 0x00000003 }
+	}
+
+	map verdicts {
+		type mark : verdict
+		elements = { 0x00000003 : goto pick-3 }
+	}
+
+	set allowed {
+		type ipv4_addr . inet_proto . inet_service . ipv4_addr
+		flags interval
+		elements = { 10.96.0.10 . udp . 53 . 192.0.2.0/24 }
+	}
+
+	map clients {
+		type ipv4_addr . mark : mark
+		size 1000
+		flags dynamic,timeout
+	}
+
 	chain to-mark {
 		meta mark set meta mark | 0x00004000
 	}
 
 	chain pick-3 {
 		ip saddr != 10.244.0.0/16 jump to-mark
-		dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x0 offset 65536 map @endpoints
+		dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 1 offset 65536 map @endpoints
 		dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
+		ip daddr . meta l4proto . th dport . ip saddr != @allowed drop
+		meta mark set ip daddr . meta l4proto . th dport map @numbers meta mark set meta mark meta mark set ip saddr . meta mark map @clients meta mark set meta mark update @clients { ip saddr . meta mark timeout 1h : meta mark } counter packets 0 bytes 0
 	}
 
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
 		ip daddr . meta l4proto . th dport vmap @services
+		meta mark set ip daddr . meta l4proto . th dport map @numbers meta mark set meta mark meta mark vmap @verdicts
 		ip daddr != 127.0.0.0/8 fib daddr type local reject
 	}
 
@@ -137,6 +227,7 @@ const LISTED: &str = r#"table ip sample {
 		type filter hook forward priority filter; policy accept;
 		ct state invalid drop
 		iifname "eth0" counter packets 0 bytes 0 accept
+		iifname != "veth*" accept
 	}
 }
 "#;
@@ -170,7 +261,7 @@ fn the_kernel_and_the_fake_list_the_same() {
             rules.into_iter().map(|rule| (rule.chain, rule.comment, rule.expressions)).collect::<Vec<_>>()
         };
         assert_eq!(rules(&mut kernel), rules(&mut fake));
-        for set in ["services", "endpoints", "hairpin"] {
+        for set in ["services", "endpoints", "hairpin", "numbers", "verdicts", "allowed", "clients"] {
             let elements = |nftables: &mut dyn Nftables| {
                 let mut elements = nftables.elements(&table, set).unwrap();
                 elements.sort_by_key(|element| element.key);
@@ -193,7 +284,7 @@ fn refusals() -> Vec<(&'static str, Batch, i32)> {
     let other = Table::new(Family::Ip, "other");
     let key = |mark| Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53), Datum::Mark(mark)]);
     let value = Mapped::Value(Value::concat(&[addr("10.244.1.9"), Datum::Port(1)]));
-    let element = |mark| Element { key: key(mark), data: value.clone(), comment: None };
+    let element = |mark| Element::map(key(mark), value.clone());
     let build = |f: &dyn Fn(&mut Batch)| {
         let mut batch = Batch::new();
         f(&mut batch);
@@ -222,11 +313,31 @@ fn refusals() -> Vec<(&'static str, Batch, i32)> {
             build(&|b| b.add_rule(&table, "to-mark", Rule::new(V4).jump("forward"))),
             libc::EOPNOTSUPP,
         ),
+        (
+            "overlapping ranges",
+            build(&|b| b.add_elements(&table, "allowed", vec![allowed_from("192.0.2.9", "192.0.3.0")])),
+            libc::EEXIST,
+        ),
+        (
+            "a range without an end",
+            build(&|b| b.add_elements(&table, "verdicts", vec![allowed_from("192.0.2.9", "192.0.3.0")])),
+            libc::EINVAL,
+        ),
+        (
+            "an update of a map that rules may not fill",
+            build(&|b| {
+                let update =
+                    Expr::Update { map: "numbers".into(), key: Reg(0), value: Reg(4), timeout: Duration::from_secs(1) };
+                let key = [Key::Destination, Key::L4Proto, Key::DestinationPort, Key::Random { modulus: 1, offset: 0 }];
+                b.add_rule(&table, "to-mark", Rule::new(V4).load(&key, Reg(0)).load(&key[3..], Reg(4)).expr(update));
+            }),
+            libc::EOPNOTSUPP,
+        ),
         ("set in use", build(&|b| b.delete_set(&table, "endpoints")), libc::EBUSY),
         (
             "key too short",
             build(&|b| {
-                let element = Element { key: Value::concat(&[addr("1.2.3.4")]), data: value.clone(), comment: None };
+                let element = Element::map(Value::concat(&[addr("1.2.3.4")]), value.clone());
                 b.add_elements(&table, "endpoints", vec![element]);
             }),
             libc::EINVAL,
@@ -261,11 +372,91 @@ fn the_kernel_and_the_fake_refuse_the_same_and_change_nothing() {
 }
 
 #[test]
+fn a_rule_is_recognised_in_what_the_kernel_lists() {
+    in_new_netns(|| {
+        let (table, batch) = sample();
+        let mut kernel = Kernel::open().unwrap();
+        kernel.commit(&batch).unwrap();
+        let made = |chain: &str| -> Vec<Rule> {
+            let rules = batch.steps().filter_map(|(_, action)| match action {
+                Action::AddRule { chain: found, rule } if &**found == chain => Some(rule.clone()),
+                _ => None,
+            });
+            rules.collect()
+        };
+        for chain in ["to-mark", "pick-3", "prerouting", "postrouting", "forward"] {
+            let listed: Vec<_> =
+                kernel.rules(&table).unwrap().into_iter().filter(|rule| &*rule.chain == chain).collect();
+            let made = made(chain);
+            assert_eq!(listed.len(), made.len());
+            for (at, listed) in listed.iter().enumerate() {
+                let same: Vec<_> = made.iter().map(|rule| listed.does(rule)).collect();
+                let expected: Vec<_> = (0..made.len()).map(|other| other == at).collect();
+                assert_eq!(same, expected, "rule {at} of {chain}: {listed:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_others_change_is_told_and_what_we_change_is_not() {
+    in_new_netns(|| {
+        let (table, batch) = sample();
+        let tables = [table.clone()];
+        let mut kernel = Kernel::open().unwrap();
+        assert!(!kernel.changed_by_others(&tables).unwrap(), "the first call begins to watch");
+        kernel.commit(&batch).unwrap();
+        let many = |marks: std::ops::Range<u32>| -> Vec<Element> {
+            let element = |mark| {
+                Element::map(
+                    Value::concat(&[addr("10.96.0.9"), Datum::Proto(6), Datum::Port(1), Datum::Mark(mark)]),
+                    Mapped::Value(Value::concat(&[addr("10.244.1.2"), Datum::Port(1)])),
+                )
+            };
+            marks.map(element).collect()
+        };
+        let mut large = Batch::new();
+        large.add_elements(&table, "endpoints", many(0..10_000));
+        kernel.commit(&large).unwrap();
+        nft(&["add", "table", "ip", "other"]);
+        assert!(!kernel.changed_by_others(&tables).unwrap(), "neither our own changes nor other tables are news");
+        for change in [
+            &["delete", "element", "ip", "sample", "verdicts", "{ 3 }"][..],
+            &["add", "chain", "ip", "sample", "new"],
+            &["flush", "chain", "ip", "sample", "new"],
+            &["add", "rule", "ip", "sample", "new", "drop"],
+            &["flush", "ruleset"],
+        ] {
+            nft(change);
+            let news = change[1] != "chain" || change[0] != "flush";
+            assert_eq!(kernel.changed_by_others(&tables).unwrap(), news, "{change:?}");
+            assert!(!kernel.changed_by_others(&tables).unwrap());
+        }
+        // Deleted by hand while a large transaction of ours is made and nobody watches: counted.
+        kernel.commit(&batch).unwrap();
+        let mut refused = Batch::new();
+        refused.add_elements(&table, "endpoints", many(0..10_000));
+        refused.delete_chain(&table, "none");
+        kernel.commit(&refused).unwrap_err();
+        assert!(!kernel.changed_by_others(&tables).unwrap(), "a refused transaction changes nothing");
+        // More news than the socket holds.
+        let mut other = Kernel::open().unwrap();
+        for turn in 0..40 {
+            let mut batch = Batch::new();
+            batch.add_elements(&table, "endpoints", many(turn * 2000..(turn + 1) * 2000));
+            other.commit(&batch).unwrap();
+        }
+        assert!(kernel.changed_by_others(&tables).unwrap());
+    });
+}
+
+#[test]
 fn a_full_set_is_refused_until_its_size_is_raised() {
     in_new_netns(|| {
         let table = Table::new(Family::Ip6, "full");
         let element = |index| Element {
             key: Value::concat(&[addr("fd00::1"), Datum::Proto(6), Datum::Port(80), Datum::Mark(index)]),
+            end: None,
             data: Mapped::Value(Value::concat(&[addr("fd00:1::1"), Datum::Port(8080)])),
             comment: None,
         };
@@ -301,6 +492,7 @@ fn a_hundred_thousand_elements_fit_one_transaction() {
         batch.add_set(&table, Set { size: Some(200_000), ..endpoints(V4) });
         let element = |index| Element {
             key: Value::concat(&[addr("10.96.0.1"), Datum::Proto(6), Datum::Port(80), Datum::Mark(index)]),
+            end: None,
             data: Mapped::Value(Value::concat(&[addr("10.244.0.1"), Datum::Port(8080)])),
             comment: None,
         };

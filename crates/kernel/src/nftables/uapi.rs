@@ -24,7 +24,14 @@ pub mod msg {
     pub const NEW_ELEM: u16 = 12;
     pub const GET_ELEM: u16 = 13;
     pub const DEL_ELEM: u16 = 14;
+    pub const NEW_GENERATION: u16 = 15;
+    pub const GET_GENERATION: u16 = 16;
 }
+
+/// `NFNLGRP_NFTABLES`.
+pub const GROUP: u32 = 7;
+/// `NFTA_GEN_ID`.
+pub const GENERATION_ID: u16 = 1;
 
 /// `NFTA_LIST_ELEM`.
 pub const LIST_ELEM: u16 = 1;
@@ -64,7 +71,13 @@ pub mod set {
     pub const ID: u16 = 10;
     pub const USERDATA: u16 = 13;
     pub const DESC_SIZE: u16 = 1;
+    pub const DESC_CONCAT: u16 = 2;
+    pub const FIELD_LEN: u16 = 1;
+    pub const FLAG_INTERVAL: u32 = 0x4;
     pub const FLAG_MAP: u32 = 0x8;
+    pub const FLAG_TIMEOUT: u32 = 0x10;
+    pub const FLAG_EVAL: u32 = 0x20;
+    pub const FLAG_CONCAT: u32 = 0x80;
     pub const DATA_VERDICT: u32 = 0xffff_ff00;
 }
 
@@ -75,6 +88,7 @@ pub mod elem {
     pub const KEY: u16 = 1;
     pub const DATA: u16 = 2;
     pub const USERDATA: u16 = 6;
+    pub const KEY_END: u16 = 10;
 }
 
 pub mod data {

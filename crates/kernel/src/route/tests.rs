@@ -435,7 +435,7 @@ proptest! {
         _ = wire::read_neighbour(&bytes);
         _ = wire::read_fdb(&bytes);
         for kind in libc::RTM_NEWLINK..=libc::RTM_GETNEIGH {
-            _ = watch::removed(&crate::netlink::Message { kind, flags: 0, sequence: 0, payload: &bytes });
+            _ = watch::removed(&crate::netlink::Message { kind, flags: 0, sequence: 0, port: 0, payload: &bytes });
         }
     }
 
