@@ -12,8 +12,9 @@ use std::{
 /// Desired and actual state of a keyed set of objects, and where they differ.
 #[derive(Debug, Clone)]
 pub struct Delta<K, V> {
-    desired: HashMap<K, V>,
-    actual: HashMap<K, V>,
+    /// What is known of each key: the desired value, then the actual one; never neither. One map, so that a key is
+    /// held once.
+    states: HashMap<K, (Option<V>, Option<V>)>,
     pending: BTreeSet<K>,
 }
 
@@ -30,7 +31,7 @@ pub enum Step<'a, K, V> {
 
 impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Default for Delta<K, V> {
     fn default() -> Self {
-        Self { desired: HashMap::new(), actual: HashMap::new(), pending: BTreeSet::new() }
+        Self { states: HashMap::new(), pending: BTreeSet::new() }
     }
 }
 
@@ -42,48 +43,52 @@ impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
 
     /// Says that `key` should exist as `value`.
     pub fn want(&mut self, key: K, value: V) {
-        self.desired.insert(key.clone(), value);
-        self.compare(key);
+        self.set(key, |state| state.0 = Some(value));
     }
 
     /// Says that `key` should not exist.
     pub fn unwant(&mut self, key: &K) {
-        if self.desired.remove(key).is_some() {
-            self.compare(key.clone());
+        if self.desired(key).is_some() {
+            self.set(key.clone(), |state| state.0 = None);
         }
     }
 
     /// Replaces the whole desired state.
     pub fn want_exactly(&mut self, desired: impl IntoIterator<Item = (K, V)>) {
-        self.desired = desired.into_iter().collect();
+        self.states.values_mut().for_each(|state| state.0 = None);
+        for (key, value) in desired {
+            self.states.entry(key).or_insert((None, None)).0 = Some(value);
+        }
         self.compare_all();
     }
 
     /// Replaces the whole actual state, as a dump of the kernel showed it.
     pub fn found(&mut self, actual: impl IntoIterator<Item = (K, V)>) {
-        self.actual = actual.into_iter().collect();
+        self.states.values_mut().for_each(|state| state.1 = None);
+        for (key, value) in actual {
+            self.states.entry(key).or_insert((None, None)).1 = Some(value);
+        }
         self.compare_all();
     }
 
     /// Says that the kernel now holds `key` as `value`.
     pub fn is(&mut self, key: K, value: V) {
-        self.actual.insert(key.clone(), value);
-        self.compare(key);
+        self.set(key, |state| state.1 = Some(value));
     }
 
     /// Says that the kernel no longer holds `key`.
     pub fn is_gone(&mut self, key: &K) {
-        if self.actual.remove(key).is_some() {
-            self.compare(key.clone());
+        if self.actual(key).is_some() {
+            self.set(key.clone(), |state| state.1 = None);
         }
     }
 
     /// The steps still to take, in key order. Report each with [`Delta::is`] or [`Delta::is_gone`] once it is done.
     pub fn pending(&self) -> impl Iterator<Item = Step<'_, K, V>> {
-        self.pending.iter().filter_map(|key| match (self.actual.get(key), self.desired.get(key)) {
-            (None, Some(to)) => Some(Step::Create(key, to)),
-            (Some(from), Some(to)) => Some(Step::Replace(key, from, to)),
-            (Some(from), None) => Some(Step::Delete(key, from)),
+        self.pending.iter().filter_map(|key| match self.states.get(key)? {
+            (Some(to), None) => Some(Step::Create(key, to)),
+            (Some(to), Some(from)) => Some(Step::Replace(key, from, to)),
+            (None, Some(from)) => Some(Step::Delete(key, from)),
             (None, None) => None,
         })
     }
@@ -91,10 +96,11 @@ impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
     /// Marks every pending step as done: for appliers that commit all of them in one transaction.
     pub fn all_done(&mut self) {
         for key in std::mem::take(&mut self.pending) {
-            match self.desired.get(&key) {
-                Some(value) => self.actual.insert(key, value.clone()),
-                None => self.actual.remove(&key),
-            };
+            match self.states.get_mut(&key) {
+                Some((None, _)) => _ = self.states.remove(&key),
+                Some((desired, actual)) => actual.clone_from(desired),
+                None => {}
+            }
         }
     }
 
@@ -105,16 +111,22 @@ impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
 
     /// The desired value of `key`.
     pub fn desired(&self, key: &K) -> Option<&V> {
-        self.desired.get(key)
+        self.states.get(key)?.0.as_ref()
     }
 
     /// The actual value of `key`, as last reported.
     pub fn actual(&self, key: &K) -> Option<&V> {
-        self.actual.get(key)
+        self.states.get(key)?.1.as_ref()
     }
 
-    fn compare(&mut self, key: K) {
-        if self.desired.get(&key) == self.actual.get(&key) {
+    fn set(&mut self, key: K, change: impl FnOnce(&mut (Option<V>, Option<V>))) {
+        let state = self.states.entry(key.clone()).or_insert((None, None));
+        change(state);
+        let (desired, actual) = state;
+        if desired.is_none() && actual.is_none() {
+            self.states.remove(&key);
+            self.pending.remove(&key);
+        } else if desired == actual {
             self.pending.remove(&key);
         } else {
             self.pending.insert(key);
@@ -122,8 +134,9 @@ impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
     }
 
     fn compare_all(&mut self) {
-        let keys = self.desired.keys().chain(self.actual.keys());
-        self.pending = keys.filter(|key| self.desired.get(*key) != self.actual.get(*key)).cloned().collect();
+        self.states.retain(|_, (desired, actual)| desired.is_some() || actual.is_some());
+        let differing = self.states.iter().filter(|(_, (desired, actual))| desired != actual);
+        self.pending = differing.map(|(key, _)| key.clone()).collect();
     }
 }
 
