@@ -119,6 +119,11 @@ impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
         self.states.get(key)?.1.as_ref()
     }
 
+    /// Every key that is known to be there, in no particular order.
+    pub fn all_actual(&self) -> impl Iterator<Item = &K> {
+        self.states.iter().filter(|(_, (_, actual))| actual.is_some()).map(|(key, _)| key)
+    }
+
     fn set(&mut self, key: K, change: impl FnOnce(&mut (Option<V>, Option<V>))) {
         let state = self.states.entry(key.clone()).or_insert((None, None));
         change(state);

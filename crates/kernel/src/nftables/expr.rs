@@ -179,7 +179,8 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
-    /// Adds what the key maps to, or replaces it and begins its time anew; the rule ends if the map is full.
+    /// Adds what the key maps to, or, where it maps to something already, begins that one's time anew; the rule ends if
+    /// the map is full.
     Update {
         /// The map; one of [`SetKind::Dynamic`](super::SetKind::Dynamic).
         map: Name,
@@ -189,6 +190,15 @@ pub enum Expr {
         value: Reg,
         /// How long the element stays.
         timeout: Duration,
+    },
+    /// Deletes what the key maps to, if anything.
+    Remove {
+        /// The map; one of [`SetKind::Dynamic`](super::SetKind::Dynamic).
+        map: Name,
+        /// Where the key begins.
+        key: Reg,
+        /// Where a value is: the kernel asks for one, and does not use it.
+        value: Reg,
     },
     /// Takes the verdict that the key maps to; the rule ends if it maps to nothing.
     VerdictMap {
@@ -231,7 +241,7 @@ impl Expr {
             Self::Cmp { .. } => "cmp",
             Self::Random { .. } => "numgen",
             Self::InSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
-            Self::Update { .. } => "dynset",
+            Self::Update { .. } | Self::Remove { .. } => "dynset",
             Self::Verdict(_) => "immediate",
             Self::Dnat { .. } => "nat",
             Self::Masquerade { .. } => "masq",
@@ -244,7 +254,10 @@ impl Expr {
     pub const fn set(&self) -> Option<&Name> {
         match self {
             Self::InSet { set, .. } => Some(set),
-            Self::Map { map, .. } | Self::VerdictMap { map, .. } | Self::Update { map, .. } => Some(map),
+            Self::Map { map, .. }
+            | Self::VerdictMap { map, .. }
+            | Self::Update { map, .. }
+            | Self::Remove { map, .. } => Some(map),
             _ => None,
         }
     }
@@ -313,7 +326,8 @@ pub(super) fn push_expr(w: &mut Writer, expr: &Expr) {
         }
         Expr::Random { modulus, offset, to } => push_random(w, *modulus, *offset, *to),
         Expr::InSet { .. } | Expr::Map { .. } | Expr::VerdictMap { .. } => push_lookup(w, expr),
-        Expr::Update { map, key, value, timeout } => push_update(w, map, (*key, *value), *timeout),
+        Expr::Update { map, key, value, timeout } => push_update(w, map, (*key, *value), Some(*timeout)),
+        Expr::Remove { map, key, value } => push_update(w, map, (*key, *value), None),
         Expr::Verdict(verdict) => push_immediate(w, verdict),
         Expr::Dnat { family, address, port } => push_dnat(w, *family, *address, *port),
         Expr::Masquerade { flags: 0 } | Expr::Counter => {}
@@ -371,13 +385,17 @@ fn push_lookup(w: &mut Writer, expr: &Expr) {
     }
 }
 
-fn push_update(w: &mut Writer, map: &str, (key, value): (Reg, Reg), timeout: Duration) {
+/// An update with a timeout; a deletion without one.
+fn push_update(w: &mut Writer, map: &str, (key, value): (Reg, Reg), timeout: Option<Duration>) {
     const UPDATE: u32 = 1;
+    const DELETE: u32 = 2;
     w.string(1, map);
-    w.be32(3, UPDATE);
+    w.be32(3, if timeout.is_some() { UPDATE } else { DELETE });
     w.be32(4, number(key));
     w.be32(5, number(value));
-    w.bytes(6, &(timeout.as_millis() as u64).to_be_bytes());
+    if let Some(timeout) = timeout {
+        w.bytes(6, &(timeout.as_millis() as u64).to_be_bytes());
+    }
 }
 
 fn push_immediate(w: &mut Writer, verdict: &Verdict) {

@@ -267,8 +267,10 @@ fn fits(expr: &Expr, set: &Set) -> Result<(), Errno> {
     match expr {
         Expr::InSet { .. } if set.data != SetData::None => Err(libc::EINVAL),
         Expr::VerdictMap { .. } if !is_verdict => Err(libc::EINVAL),
-        Expr::Map { .. } | Expr::Update { .. } if is_verdict || set.data == SetData::None => Err(libc::EINVAL),
-        Expr::Update { .. } if set.kind != SetKind::Dynamic => Err(libc::EOPNOTSUPP),
+        Expr::Map { .. } | Expr::Update { .. } | Expr::Remove { .. } if is_verdict || set.data == SetData::None => {
+            Err(libc::EINVAL)
+        }
+        Expr::Update { .. } | Expr::Remove { .. } if set.kind != SetKind::Dynamic => Err(libc::EOPNOTSUPP),
         _ => Ok(()),
     }
 }

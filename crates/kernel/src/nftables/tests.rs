@@ -119,6 +119,9 @@ fn sample() -> (Table, Batch) {
     let known = known.number("clients", client, number);
     let update = Expr::Update { map: "clients".into(), key: client, value: number, timeout };
     batch.add_rule(&table, "pick-3", known.expr(update).expr(Expr::Counter));
+    let remove = Expr::Remove { map: "clients".into(), key: client, value: number };
+    let both = Rule::new(V4).load(&[Key::Source, Key::Random { modulus: 9, offset: 0 }], client);
+    batch.add_rule(&table, "pick-3", both.load(&[Key::Random { modulus: 1, offset: 7 }], number).expr(remove));
     let loopback = "127.0.0.0/8".parse().unwrap();
     let local = Rule::new(V4).destination(Is::Not, loopback).local(Side::Destination, Is::Equal);
     batch.add_rule(&table, "prerouting", local.reject());
@@ -206,6 +209,7 @@ const LISTED: &str = r#"table ip sample {
 		dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
 		ip daddr . meta l4proto . th dport . ip saddr != @allowed drop
 		meta mark set ip daddr . meta l4proto . th dport map @numbers meta mark set meta mark meta mark set ip saddr . meta mark map @clients meta mark set meta mark update @clients { ip saddr . meta mark timeout 1h : meta mark } counter packets 0 bytes 0
+		delete @clients { ip saddr . numgen random mod 9 : numgen random mod 1 offset 7 }
 	}
 
 	chain prerouting {

@@ -1,9 +1,15 @@
 #![doc = include_str!("README.md")]
 
 mod apply;
+mod frontends;
+mod kind;
+mod map;
+mod read;
 pub mod render;
+mod sticky;
 mod table;
 pub mod trace;
+mod work;
 
 pub use apply::Nftables;
 

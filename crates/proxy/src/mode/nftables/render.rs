@@ -1,319 +1,78 @@
-//! The nftables language of a plan: tables, chains, maps and their elements. Pure.
+//! The rules of a table. Pure.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::time::Duration;
 
 use podwire_kernel::nftables::{
-    Batch, Chain, ChainKind, Datum, Field, Hook, Is, Key, Rule, Set, SetData, Side, Table, Value, Verdict, nat_flags,
-    priority,
+    Batch, Chain, ChainKind, Expr, Field, Hook, Is, Key, Reg, Rule, Side, Table, nat_flags, priority,
 };
-use podwire_model::{Family, IpNet, Name, Protocol};
+use podwire_model::{Family, IpNet, Name};
 
+use super::{
+    kind::{Kind, Numbers, Pick},
+    map::{Map, OUTSIDE_OFFSET},
+};
 use crate::{
-    mode::Settings,
-    plan::{Action, Backend, Entry, Frontend, Masquerade, Treatment},
+    mode::{DetectLocal, NodePortAddresses, Settings},
+    plan::Masquerade,
 };
 
 /// The table's name, in the families ip and ip6. Whatever is in it is ours.
 pub const TABLE: &str = "podwire";
 
-/// Endpoints for outside traffic are numbered from here on, those for all other traffic from zero.
-pub const OUTSIDE_OFFSET: u32 = 1 << 16;
+/// The chain of [`Kind::Reject`].
+pub const REJECT: &str = "reject-it";
+/// The chain of [`Kind::RejectAllowed`].
+pub const REJECT_ALLOWED: &str = "reject-allowed";
 
 const MARK: &str = "mark-for-masquerade";
-const REJECT: &str = "reject-it";
 const SERVICES: &str = "services";
 const FROM_OUTSIDE: &str = "from-outside";
 
-/// The maps and sets of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Map {
-    /// Service address, protocol, port → what to do.
-    Services,
-    /// The same for traffic from outside, where that is treated in another way.
-    ServicesOutside,
-    /// Protocol, node port → what to do.
-    NodePorts,
-    /// The same for traffic from outside, where that is treated in another way.
-    NodePortsOutside,
-    /// Service address, protocol, port, number → endpoint.
-    Endpoints,
-    /// Protocol, node port, number → endpoint.
-    NodePortEndpoints,
-    /// Cluster IPs: their other ports are refused.
-    ClusterIps,
-    /// Endpoint address twice: packets of an endpoint to itself.
-    Hairpin,
-}
+/// What a rule finds a Service address by, and a node port.
+const ADDRESS_KEY: [Key; 3] = [Key::Destination, Key::L4Proto, Key::DestinationPort];
+const PORT_KEY: [Key; 2] = [Key::L4Proto, Key::DestinationPort];
 
-impl Map {
-    /// All of them, endpoints before the verdicts that lead to them.
-    pub const ALL: [Self; 8] = [
-        Self::Endpoints,
-        Self::NodePortEndpoints,
-        Self::ClusterIps,
-        Self::Hairpin,
-        Self::Services,
-        Self::ServicesOutside,
-        Self::NodePorts,
-        Self::NodePortsOutside,
-    ];
-
-    /// The name in the kernel.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Services => "services",
-            Self::ServicesOutside => "services-outside",
-            Self::NodePorts => "nodeports",
-            Self::NodePortsOutside => "nodeports-outside",
-            Self::Endpoints => "endpoints",
-            Self::NodePortEndpoints => "nodeport-endpoints",
-            Self::ClusterIps => "cluster-ips",
-            Self::Hairpin => "hairpin",
-        }
-    }
-
-    /// The verdict map for an entry.
-    pub const fn verdicts(entry: &Entry, outside: bool) -> Self {
-        match (entry, outside) {
-            (Entry::Address(_), false) => Self::Services,
-            (Entry::Address(_), true) => Self::ServicesOutside,
-            (Entry::NodePort(_), false) => Self::NodePorts,
-            (Entry::NodePort(_), true) => Self::NodePortsOutside,
-        }
-    }
-
-    /// The map of endpoints for an entry.
-    pub const fn endpoints(entry: &Entry) -> Self {
-        match entry {
-            Entry::Address(_) => Self::Endpoints,
-            Entry::NodePort(_) => Self::NodePortEndpoints,
-        }
-    }
-
-    /// The map as the kernel is told of it, with room for `size` elements.
-    pub fn set(self, family: Family, size: u32) -> Set {
-        use Field::{InetProto, InetService, Mark};
-        let address = Field::address(family);
-        let endpoint = || SetData::Fields(vec![address, InetService]);
-        let (key, data) = match self {
-            Self::Services | Self::ServicesOutside => (vec![address, InetProto, InetService], SetData::Verdict),
-            Self::NodePorts | Self::NodePortsOutside => (vec![InetProto, InetService], SetData::Verdict),
-            Self::Endpoints => (vec![address, InetProto, InetService, Mark], endpoint()),
-            Self::NodePortEndpoints => (vec![InetProto, InetService, Mark], endpoint()),
-            Self::ClusterIps => (vec![address], SetData::None),
-            Self::Hairpin => (vec![address, address], SetData::None),
-        };
-        Set { name: self.name().into(), key, data, size: Some(size), comment: Some(self.comment().to_owned()) }
-    }
-
-    /// The size it is made with at least. The kernel lays out its hash table once, for that size.
-    pub const fn smallest_size(self) -> u32 {
-        match self {
-            Self::Endpoints => 1 << 16,
-            _ => 1 << 13,
-        }
-    }
-
-    const fn comment(self) -> &'static str {
-        match self {
-            Self::Services => "Service address to the chain for its number of endpoints",
-            Self::ServicesOutside => "external addresses with externalTrafficPolicy Local",
-            Self::NodePorts => "node port to the chain for its number of endpoints",
-            Self::NodePortsOutside => "node ports with externalTrafficPolicy Local",
-            Self::Endpoints => "the n-th endpoint of a Service address",
-            Self::NodePortEndpoints => "the n-th endpoint of a node port",
-            Self::ClusterIps => "cluster IPs; ports that no Service has are refused",
-            Self::Hairpin => "endpoints of this node, for their packets to themselves",
-        }
-    }
-}
-
-/// The chain that picks one of `count` endpoints: one for each distinct number and way, not one for each Service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pick {
-    /// Whether the key is a node port.
-    pub node_port: bool,
-    /// Whether it picks from the endpoints for outside traffic.
-    pub outside: bool,
-    /// Whose source is replaced.
-    pub masquerade: Masquerade,
-    /// Whether a client always gets the same endpoint.
-    pub sticky: bool,
-    /// How many endpoints there are.
-    pub count: u32,
-}
-
-impl fmt::Display for Pick {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.node_port { "nodeport" } else { "vip" })?;
-        f.write_str(if self.outside { "-outside" } else { "" })?;
-        f.write_str(match self.masquerade {
-            Masquerade::OffCluster => "",
-            Masquerade::Always => "-masq",
-            Masquerade::Never => "-nomasq",
-        })?;
-        f.write_str(if self.sticky { "-sticky" } else { "" })?;
-        write!(f, "-{}", self.count)
-    }
-}
-
-/// The name is not that of a [`Pick`] chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotAPick;
-
-impl FromStr for Pick {
-    type Err = NotAPick;
-
-    fn from_str(name: &str) -> Result<Self, NotAPick> {
-        let mut words = name.split('-');
-        let mut pick = match words.next() {
-            Some("vip") => Self::default(),
-            Some("nodeport") => Self { node_port: true, ..Self::default() },
-            _ => return Err(NotAPick),
-        };
-        for word in words {
-            match word {
-                "outside" => pick.outside = true,
-                "masq" => pick.masquerade = Masquerade::Always,
-                "nomasq" => pick.masquerade = Masquerade::Never,
-                "sticky" => pick.sticky = true,
-                count => pick.count = count.parse().map_err(|_| NotAPick)?,
-            }
-        }
-        if pick.to_string() == name { Ok(pick) } else { Err(NotAPick) }
-    }
-}
-
-impl Default for Pick {
-    fn default() -> Self {
-        Self { node_port: false, outside: false, masquerade: Masquerade::OffCluster, sticky: false, count: 0 }
-    }
-}
-
-impl Pick {
-    /// The pick for an entry, or `None` if there is nothing to pick from.
-    pub fn of(frontend: &Frontend, treatment: &Treatment, outside: bool) -> Option<Self> {
-        let Action::Balance { backends, masquerade, .. } = action(treatment, outside)? else { return None };
-        Some(Self {
-            node_port: matches!(frontend.entry, Entry::NodePort(_)),
-            outside,
-            masquerade: *masquerade,
-            sticky: treatment.affinity.is_some(),
-            count: backends.len() as u32,
-        })
-    }
-
-    /// Makes the chain.
-    pub fn add(&self, batch: &mut Batch, table: &Table, family: Family, settings: &Settings) {
-        let chain: Name = self.to_string().into();
-        batch.add_chain(table, Chain::regular(chain.clone()));
-        match self.masquerade {
-            Masquerade::Never => {}
-            Masquerade::Always => batch.add_rule(table, chain.clone(), Rule::new(family).jump(MARK)),
-            Masquerade::OffCluster => {
-                if let Some(rule) = not_a_pod(family, settings) {
-                    batch.add_rule(table, chain.clone(), rule.jump(MARK));
-                }
-            }
-        }
-        let (modulus, offset) = (self.count, if self.outside { OUTSIDE_OFFSET } else { 0 });
-        let number = if self.sticky { Key::SourceHash { modulus, offset } } else { Key::Random { modulus, offset } };
-        let rule = if self.node_port {
-            let key = [Key::L4Proto, Key::DestinationPort, number];
-            Rule::new(family).dnat_map(&key, Map::NodePortEndpoints.name())
-        } else {
-            let key = [Key::Destination, Key::L4Proto, Key::DestinationPort, number];
-            Rule::new(family).dnat_map(&key, Map::Endpoints.name())
-        };
-        batch.add_rule(table, chain, rule);
-    }
-}
-
-/// What a treatment does with inside or outside traffic; `None` if outside traffic is treated like inside traffic.
-pub fn action(treatment: &Treatment, outside: bool) -> Option<&Action> {
-    if outside { treatment.outside.as_ref() } else { Some(&treatment.inside) }
-}
-
-/// The verdict that leads traffic to what is to be done with it.
-pub fn verdict(frontend: &Frontend, treatment: &Treatment, outside: bool) -> Option<Verdict> {
-    Some(match action(treatment, outside)? {
-        Action::Reject => Verdict::Goto(REJECT.into()),
-        Action::Drop => Verdict::Drop,
-        Action::Balance { .. } => Verdict::Goto(Pick::of(frontend, treatment, outside)?.to_string().into()),
-    })
-}
-
-/// The key of a frontend in its verdict map.
-pub fn frontend_key(frontend: &Frontend) -> Value {
-    let (protocol, port) = (Datum::Proto(frontend.protocol.number()), Datum::Port(frontend.port));
-    match frontend.entry {
-        Entry::Address(address) => Value::concat(&[Datum::Addr(address), protocol, port]),
-        Entry::NodePort(_) => Value::concat(&[protocol, port]),
-    }
-}
-
-/// The key of a frontend's endpoint in its endpoint map. `number` counts from zero.
-pub fn endpoint_key(frontend: &Frontend, outside: bool, number: u32) -> Value {
-    let (protocol, port) = (Datum::Proto(frontend.protocol.number()), Datum::Port(frontend.port));
-    let number = Datum::Mark(number + if outside { OUTSIDE_OFFSET } else { 0 });
-    match frontend.entry {
-        Entry::Address(address) => Value::concat(&[Datum::Addr(address), protocol, port, number]),
-        Entry::NodePort(_) => Value::concat(&[protocol, port, number]),
-    }
-}
-
-/// The frontend in a key of the endpoint map `map`.
-pub fn frontend_of(map: Map, key: &Value, family: Family) -> Option<Frontend> {
-    let fields = key.split(&map.set(family, 0).key)?;
-    let (entry, protocol, port) = match (map, fields.as_slice()) {
-        (Map::Endpoints, [Datum::Addr(address), Datum::Proto(protocol), Datum::Port(port), _]) => {
-            (Entry::Address(*address), *protocol, *port)
-        }
-        (Map::NodePortEndpoints, [Datum::Proto(protocol), Datum::Port(port), _]) => {
-            (Entry::NodePort(family), *protocol, *port)
-        }
-        _ => return None,
-    };
-    let protocol =
-        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.number() == protocol)?;
-    Some(Frontend { entry, protocol, port })
-}
-
-/// An endpoint as data of an endpoint map.
-pub fn backend_value(backend: &Backend) -> Value {
-    Value::concat(&[Datum::Addr(backend.address), Datum::Port(backend.port)])
-}
-
-/// An endpoint from the data of an endpoint map.
-pub fn backend_of(value: &Value, family: Family) -> Option<Backend> {
-    match value.split(&[Field::address(family), Field::InetService])?.as_slice() {
-        [Datum::Addr(address), Datum::Port(port)] => Some(Backend { address: *address, port: *port }),
-        _ => None,
-    }
-}
-
-/// The key of an address in [`Map::Hairpin`].
-pub fn hairpin_key(address: IpAddr) -> Value {
-    Value::concat(&[Datum::Addr(address), Datum::Addr(address)])
-}
-
-/// The part that does not depend on Services: maps (without elements), base chains and what they call. It is also what
-/// a later run compares, so it must not depend on anything but `family` and `settings`.
-pub fn constant(batch: &mut Batch, table: &Table, family: Family, settings: &Settings) {
-    for chain in [MARK, REJECT, FROM_OUTSIDE, SERVICES] {
+/// The chains that others lead to. They do not depend on Services; it is also what a later run compares, so they must
+/// not depend on anything but `family` and `settings`.
+pub fn inner_chains(batch: &mut Batch, table: &Table, family: Family, settings: &Settings) {
+    for chain in [MARK, REJECT, REJECT_ALLOWED, FROM_OUTSIDE, SERVICES] {
         batch.add_chain(table, Chain::regular(chain));
     }
     let rule = || Rule::new(family);
-    let mark = settings.masquerade_mark;
-    batch.add_rule(table, MARK, rule().set_mark_bits(mark));
+    batch.add_rule(table, MARK, rule().set_mark_bits(settings.masquerade_mark));
     batch.add_rule(table, REJECT, rule().reject());
-    service_chains(batch, table, family, settings);
+    batch.add_rule(table, REJECT_ALLOWED, not_allowed(family).drop());
+    batch.add_rule(table, REJECT_ALLOWED, rule().reject());
 
+    let what_to_do = |rule: Rule, key: &[Key], map: Map| rule.numbered_verdict(key, map.name(), Map::Kinds.name());
+    batch.add_rule(table, FROM_OUTSIDE, what_to_do(rule(), &ADDRESS_KEY, Map::ServicesOutside));
+    for to_node in to_node(family, settings) {
+        batch.add_rule(table, FROM_OUTSIDE, what_to_do(to_node, &PORT_KEY, Map::NodePortsOutside));
+    }
+
+    for outside in not_a_pod(family, settings).unwrap_or_else(|| vec![rule()]) {
+        batch.add_rule(table, SERVICES, outside.local(Side::Source, Is::Not).jump(FROM_OUTSIDE));
+    }
+    batch.add_rule(table, SERVICES, what_to_do(rule(), &ADDRESS_KEY, Map::Services));
+    let unknown_port = rule().in_set(Is::Equal, &[Key::Destination], Map::ClusterIps.name());
+    batch.add_rule(table, SERVICES, unknown_port.goto(REJECT).comment("a port that no Service has"));
+    for range in settings.service_ranges.iter().filter(|range| Family::of(&range.addr()) == family) {
+        let unknown = rule().destination(Is::Equal, *range);
+        batch.add_rule(table, SERVICES, unknown.drop().comment("an address that no Service has"));
+    }
+    for to_node in to_node(family, settings) {
+        batch.add_rule(table, SERVICES, what_to_do(to_node, &PORT_KEY, Map::NodePorts));
+    }
+}
+
+/// The chains that the kernel calls.
+pub fn base_chains(batch: &mut Batch, table: &Table, family: Family, settings: &Settings) {
+    let rule = || Rule::new(family);
+    let mark = settings.masquerade_mark;
     for (name, hook) in [("nat-prerouting", Hook::Prerouting), ("nat-output", Hook::Output)] {
         batch.add_chain(table, Chain::base(name, ChainKind::Nat, hook, priority::DSTNAT));
         batch.add_rule(table, name, rule().jump(SERVICES));
     }
-
     let chain = "nat-postrouting";
     batch.add_chain(table, Chain::base(chain, ChainKind::Nat, Hook::Postrouting, priority::SRCNAT));
     let hairpin = rule().in_set(Is::Equal, &[Key::Source, Key::Destination], Map::Hairpin.name());
@@ -330,34 +89,119 @@ pub fn constant(batch: &mut Batch, table: &Table, family: Family, settings: &Set
     }
 }
 
-/// The chains that look traffic up: what comes from outside first in the maps of its own.
-fn service_chains(batch: &mut Batch, table: &Table, family: Family, settings: &Settings) {
+impl Pick {
+    /// Makes the chain.
+    pub fn add(&self, batch: &mut Batch, table: &Table, family: Family, settings: &Settings) {
+        let chain: Name = self.to_string().into();
+        batch.add_chain(table, Chain::regular(chain.clone()));
+        let mut add = |rule| batch.add_rule(table, chain.clone(), rule);
+        if self.restricted {
+            add(not_allowed(family).drop());
+        }
+        match self.masquerade {
+            Masquerade::Never => {}
+            Masquerade::Always => add(Rule::new(family).jump(MARK)),
+            Masquerade::OffCluster => {
+                not_a_pod(family, settings).into_iter().flatten().for_each(|rule| add(rule.jump(MARK)));
+            }
+        }
+        if self.sticky > 0 {
+            self.sticky_rules(family).into_iter().for_each(add);
+        } else {
+            let number = Key::Random { modulus: u32::from(self.count), offset: self.offset() };
+            let map = if self.node_port { Map::NodePortEndpoints } else { Map::Endpoints };
+            add(Rule::new(family).dnat_map(&self.key_with(number), map.name()));
+        }
+    }
+
+    const fn offset(&self) -> u32 {
+        if self.outside { OUTSIDE_OFFSET } else { 0 }
+    }
+
+    fn key_with(&self, number: Key) -> Vec<Key> {
+        let key: &[Key] = if self.node_port { &PORT_KEY } else { &ADDRESS_KEY };
+        key.iter().copied().chain([number]).collect()
+    }
+
+    /// A client that is known goes where it went, and its time begins anew; if that endpoint is gone it is forgotten.
+    /// Then it is one that is not known, and goes anywhere; the next rule is for when no more clients can be remembered.
+    fn sticky_rules(&self, family: Family) -> [Rule; 4] {
+        // In registers: client, number of the set, name of the endpoint; then the endpoint itself.
+        let client = Reg(0);
+        let set = client.after(Field::address(family));
+        let name = set.after(Field::Mark);
+        let (affinity, value) = (Name::from(Map::Affinity.name()), name);
+        let update = || Expr::Update {
+            map: affinity.clone(),
+            key: client,
+            value,
+            timeout: Duration::from_secs(u64::from(self.sticky)),
+        };
+        let sticky = if self.node_port { Map::NodePortSticky } else { Map::Sticky };
+        let number = self.key_with(Key::Random { modulus: 1, offset: self.offset() });
+        let begin =
+            || Rule::new(family).load(&[Key::Source], client).load(&number, set).number(sticky.name(), set, set);
+        let to_endpoint = |rule: Rule, before: Option<Expr>| {
+            let address = name.after(Field::Mark);
+            let port = address.after(Field::address(family));
+            let found = rule.expr(Expr::Map { map: Map::StickyEndpoints.name().into(), key: set, to: address });
+            before.into_iter().fold(found, Rule::expr).expr(Expr::Dnat { family, address, port })
+        };
+        let known = || begin().number(affinity.clone(), client, name);
+        let random = Key::Random { modulus: u32::from(self.count), offset: 0 };
+        let any = || begin().load(&[random], name).number(Map::StickyNumbers.name(), set, name);
+        [
+            to_endpoint(known(), Some(update())),
+            known().expr(Expr::Remove { map: affinity.clone(), key: client, value }),
+            to_endpoint(any(), Some(update())),
+            to_endpoint(any(), None),
+        ]
+    }
+}
+
+/// A rule that goes on if the source is none of those that may enter.
+fn not_allowed(family: Family) -> Rule {
+    let key = [Key::Destination, Key::L4Proto, Key::DestinationPort, Key::Source];
+    Rule::new(family).in_set(Is::Not, &key, Map::Allowed.name())
+}
+
+/// Rules of which one goes on if the packet does not come from a pod of this node (or of the cluster, as far as
+/// `detect_local` tells); `None` if nobody can tell.
+fn not_a_pod(family: Family, settings: &Settings) -> Option<Vec<Rule>> {
+    let rule = Rule::new(family);
+    match &settings.detect_local {
+        DetectLocal::Unknown => None,
+        DetectLocal::Ranges(_) => {
+            let mut ranges = settings.detect_local.ranges(family).peekable();
+            ranges.peek()?;
+            Some(vec![ranges.fold(rule, |rule, range| rule.source(Is::Not, *range))])
+        }
+        DetectLocal::Interface(name) => Some(vec![rule.input_name(Is::Not, name)]),
+        DetectLocal::InterfacePrefix(prefix) => Some(vec![rule.input_prefix(Is::Not, prefix)]),
+    }
+}
+
+/// Rules of which one goes on if the packet is for an address of this node that answers at node ports.
+fn to_node(family: Family, settings: &Settings) -> Vec<Rule> {
     let rule = || Rule::new(family);
-    let address_key = [Key::Destination, Key::L4Proto, Key::DestinationPort];
-    let port_key = [Key::L4Proto, Key::DestinationPort];
-    let to_node = || {
-        let local = rule().local(Side::Destination, Is::Equal);
+    let of_family = |range: &&IpNet| Family::of(&range.addr()) == family;
+    let ranges: Vec<IpNet> = match &settings.node_port_addresses {
+        NodePortAddresses::Primary => {
+            let primary = settings.node_ips.iter().find(|address| Family::of(address) == family);
+            return primary.map(|address| rule().destination(Is::Equal, (*address).into())).into_iter().collect();
+        }
+        NodePortAddresses::All => Vec::new(),
+        NodePortAddresses::Ranges(ranges) => ranges.iter().filter(of_family).copied().collect(),
+    };
+    let local = |rule: Rule| {
+        let local = rule.local(Side::Destination, Is::Equal);
         // Node ports do not listen on loopback addresses: answers could not come back.
         loopback(family).map_or(local.clone(), |net| local.destination(Is::Not, net))
     };
-
-    batch.add_rule(table, FROM_OUTSIDE, rule().verdict_map(&address_key, Map::ServicesOutside.name()));
-    batch.add_rule(table, FROM_OUTSIDE, to_node().verdict_map(&port_key, Map::NodePortsOutside.name()));
-
-    let outside = not_a_pod(family, settings).unwrap_or_else(rule).local(Side::Source, Is::Not);
-    batch.add_rule(table, SERVICES, outside.jump(FROM_OUTSIDE));
-    batch.add_rule(table, SERVICES, rule().verdict_map(&address_key, Map::Services.name()));
-    let unknown_port = rule().in_set(Is::Equal, &[Key::Destination], Map::ClusterIps.name());
-    batch.add_rule(table, SERVICES, unknown_port.goto(REJECT).comment("a port that no Service has"));
-    batch.add_rule(table, SERVICES, to_node().verdict_map(&port_key, Map::NodePorts.name()));
-}
-
-/// A rule that goes on if the source is in none of the pod ranges; `None` if no range of the family is known.
-fn not_a_pod(family: Family, settings: &Settings) -> Option<Rule> {
-    settings
-        .detect_local
-        .ranges(family)
-        .fold(None, |rule, net| Some(rule.unwrap_or_else(|| Rule::new(family)).source(Is::Not, *net)))
+    if ranges.is_empty() {
+        return vec![local(rule())];
+    }
+    ranges.into_iter().map(|range| local(rule().destination(Is::Equal, range))).collect()
 }
 
 fn loopback(family: Family) -> Option<IpNet> {
@@ -372,15 +216,22 @@ fn loopback(family: Family) -> Option<IpNet> {
 pub fn layout_comment(family: Family, settings: &Settings) -> String {
     let table = Table::new(family.into(), TABLE);
     let mut batch = Batch::new();
-    constant(&mut batch, &table, family, settings);
+    inner_chains(&mut batch, &table, family, settings);
+    base_chains(&mut batch, &table, family, settings);
     for map in Map::ALL {
         batch.add_set(&table, map.set(family, 0));
     }
-    for (masquerade, sticky) in
-        [(Masquerade::Always, false), (Masquerade::Never, true), (Masquerade::OffCluster, false)]
-    {
-        let pick = Pick { node_port: sticky, outside: sticky, masquerade, sticky, count: 1 };
+    let picks = [
+        Pick { count: 1, ..Pick::default() },
+        Pick { node_port: true, masquerade: Masquerade::Always, sticky: 1, count: 1, ..Pick::default() },
+        Pick { outside: true, masquerade: Masquerade::Never, restricted: true, sticky: 2, count: 1, ..Pick::default() },
+    ];
+    let mut numbers = Numbers::default();
+    let mut meanings = Vec::new();
+    for pick in picks {
         pick.add(&mut batch, &table, family, settings);
+        meanings.push(numbers.number(&Kind::Pick(pick)));
     }
-    format!("Kubernetes Services, podwire layout {:016x}", podwire_kernel::stable_hash(format!("{batch:?}").bytes()))
+    let layout = format!("{batch:?}{meanings:?}");
+    format!("Kubernetes Services, podwire layout {:016x}", podwire_kernel::stable_hash(layout.bytes()))
 }

@@ -1,21 +1,27 @@
 //! One family's table: what should be in it, what is in it, and the transactions between the two.
 //!
-//! A transaction is atomic for each single lookup, but a packet makes two (verdict, then endpoint), and its processor may
-//! be taken away between them. So what verdicts lead to is written before them, and removed a while after nothing leads
-//! there any more: see [`Stage`].
+//! A transaction is atomic for each single lookup, but a packet makes several (what to do, then the endpoint), and its
+//! processor may be taken away between them. So what one lookup leads to is written before it, and removed a while after
+//! nothing leads there any more: see [`Stage`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
 };
 
-use podwire_kernel::nftables::{Action as Step_, Batch, Datum, Element, Mapped, Nftables, Table, Value};
+use podwire_kernel::nftables::{Batch, Datum, Element, Mapped, Table, Value};
 use podwire_model::{
-    Family, Name,
+    Family, IpNet, Name, TrafficPolicy,
     delta::{Delta, Step},
 };
 
-use super::render::{self, Map, Pick};
+use super::{
+    frontends::{Held, Side, Sticky, arrange},
+    kind::{self, Kind, MOST_ENDPOINTS, Numbers, Pick},
+    map::{self, Data, Item, Map},
+    render, sticky,
+    work::{Rooms, Work},
+};
 use crate::{
     mode::{Applied, Settings},
     plan::{Action, Backend, Frontend, Treatment},
@@ -24,105 +30,89 @@ use crate::{
 /// When something is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// First: endpoints, and chains that pick from them. No verdict leads there yet; an endpoint that takes another one's
+    /// First: endpoints, and chains that pick from them. Nothing leads there yet; an endpoint that takes another one's
     /// number is one that the Service wants anyway.
     Prepare,
-    /// Then: verdicts.
+    /// Then: what leads to them.
     Switch,
-    /// Later: endpoints and chains that no verdict leads to. A packet may still be on its way to them.
+    /// Later: endpoints and chains that nothing leads to. A packet may still be on its way to them.
     Tidy,
 }
 
-/// What an element is compared by.
-#[derive(Debug, Clone, PartialEq)]
-struct Cell {
-    data: Mapped,
-    comment: Option<Name>,
+/// What the kernel has of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing.
+    Absent,
+    /// One of another layout, or one that somebody changed.
+    Foreign,
+    /// Ours, but the kernel calls no chain of it yet.
+    Unfinished,
+    /// Ours.
+    Ours,
 }
 
-/// One map or set.
-#[derive(Debug, Default)]
-struct MapState {
-    delta: Delta<Value, Cell>,
-    /// Elements that should be.
-    wanted: usize,
-    /// Elements that are.
-    held: usize,
-    /// Elements that fit.
-    size: u32,
-}
-
-impl MapState {
-    fn want(&mut self, key: Value, data: Mapped, comment: Option<Name>) {
-        let cell = Cell { data, comment };
-        match self.delta.desired(&key) {
-            Some(same) if *same == cell => return,
-            Some(_) => {}
-            None => self.wanted += 1,
-        }
-        self.delta.want(key, cell);
-    }
-
-    fn unwant(&mut self, key: &Value) {
-        if self.delta.desired(key).is_some() {
-            self.wanted -= 1;
-            self.delta.unwant(key);
-        }
-    }
-
-    /// The value that the key has, or that it should have.
-    fn value(&self, key: &Value, actual: bool) -> Option<&Value> {
-        let cell = if actual { self.delta.actual(key) } else { self.delta.desired(key) }?;
-        if let Mapped::Value(value) = &cell.data { Some(value) } else { None }
-    }
-
-    /// When a pending step is to be taken.
-    fn stage(map: Map, step: &Step<'_, Value, Cell>) -> Stage {
-        match (map, step) {
-            (Map::Endpoints | Map::NodePortEndpoints | Map::Hairpin, Step::Delete(..)) => Stage::Tidy,
-            (Map::Endpoints | Map::NodePortEndpoints | Map::Hairpin, _) => Stage::Prepare,
-            _ => Stage::Switch,
-        }
-    }
-
-    /// The size to declare before `adds` elements are added, if the declared one is too small. Elements that are
-    /// replaced count twice until the transaction is over.
-    fn larger_size(&self, adds: usize) -> Option<u32> {
-        let needed = self.held + adds;
-        (needed > self.size as usize).then(|| (2 * needed).next_power_of_two() as u32)
-    }
-}
+/// The most elements that one call of [`TableState::tidy`] deletes.
+const TIDY_AT_ONCE: usize = 1 << 15;
 
 /// The table of one family.
 #[derive(Debug)]
 pub struct TableState {
-    family: Family,
-    table: Table,
-    maps: BTreeMap<Map, MapState>,
-    picks: Delta<Pick, ()>,
-    /// How many verdicts lead to each pick.
-    pick_users: HashMap<Pick, usize>,
-    /// The kernel has no table of ours with this layout.
-    missing: bool,
-    /// It has one with another layout, or one that somebody changed.
-    leftover: bool,
-    /// A set is full and did not grow (before Linux 6.5 none does): the table is to be made anew, with room.
-    outgrown: bool,
-    /// Nothing was written since the kernel was read.
-    starting: bool,
-    /// What the transaction that is being written will have done.
-    in_flight: InFlight,
+    pub(super) family: Family,
+    pub(super) table: Table,
+    pub(super) presence: Presence,
+    /// A map is full and did not grow (before Linux 6.5 none does): the table is to be made anew, with room.
+    pub(super) is_outgrown: bool,
+    /// What should happen at each frontend.
+    wanted: HashMap<Frontend, Treatment>,
+    pub(super) frontends: HashMap<Frontend, Held>,
+    pub(super) addresses: Delta<Item, Data>,
+    pub(super) items: Delta<Item, Data>,
+    pub(super) sets: sticky::Sets,
+    pub(super) numbers: Numbers,
+    pub(super) picks: Delta<Pick, ()>,
+    /// How many services lead to each pick.
+    pub(super) users: HashMap<Pick, usize>,
+    pub(super) rooms: Rooms,
+    /// What is to be written in the next transactions.
+    pub(super) prepare: Work,
+    pub(super) switch: Work,
+    /// Frontends with endpoints that nothing leads to.
+    pub(super) tails: BTreeSet<(Frontend, bool)>,
     /// What was found unused by the last tidying; it goes with the next one unless it was used in between.
-    aged_elements: BTreeSet<(Map, Value)>,
-    aged_picks: BTreeSet<Pick>,
+    aged: Aged,
 }
 
-/// Objects in a transaction; `None` for an element that goes.
 #[derive(Debug, Default)]
-struct InFlight {
-    elements: Vec<(Map, Value, Option<Cell>)>,
-    picks: Vec<(Pick, bool)>,
-    table: Option<bool>,
+struct Aged {
+    tails: BTreeSet<(Frontend, bool)>,
+    items: BTreeSet<Item>,
+    picks: BTreeSet<Pick>,
+}
+
+/// What should be at one side of a frontend.
+struct Wanted {
+    kind: Kind,
+    label: Name,
+    backends: Arc<[Backend]>,
+    /// The set of endpoints that clients stick to.
+    set: Option<sticky::Key>,
+}
+
+impl Wanted {
+    fn of(frontend: &Frontend, treatment: &Treatment, outside: bool) -> Option<Self> {
+        let kind = Kind::of(frontend, treatment, outside)?;
+        let (backends, policy) = match kind::action(treatment, outside)? {
+            Action::Balance { backends, policy, .. } => match backends.get(..MOST_ENDPOINTS) {
+                Some(first) if backends.len() > MOST_ENDPOINTS => (first.into(), *policy),
+                _ => (backends.clone(), *policy),
+            },
+            _ => (Arc::default(), TrafficPolicy::Cluster),
+        };
+        let is_sticky = matches!(kind, Kind::Pick(Pick { sticky: 1.., .. }));
+        let set = is_sticky.then(|| (treatment.label.clone(), policy));
+        Some(Self { kind, label: treatment.label.clone(), backends, set })
+    }
 }
 
 impl TableState {
@@ -130,353 +120,421 @@ impl TableState {
         Self {
             family,
             table: Table::new(family.into(), render::TABLE),
-            maps: Map::ALL.into_iter().map(|map| (map, MapState::default())).collect(),
+            presence: Presence::Absent,
+            is_outgrown: false,
+            wanted: HashMap::new(),
+            frontends: HashMap::new(),
+            addresses: Delta::new(),
+            items: Delta::new(),
+            sets: sticky::Sets::default(),
+            numbers: Numbers::default(),
             picks: Delta::new(),
-            pick_users: HashMap::new(),
-            missing: true,
-            leftover: false,
-            outgrown: false,
-            starting: false,
-            in_flight: InFlight::default(),
-            aged_elements: BTreeSet::new(),
-            aged_picks: BTreeSet::new(),
+            users: HashMap::new(),
+            rooms: Rooms::default(),
+            prepare: Work::default(),
+            switch: Work::default(),
+            tails: BTreeSet::new(),
+            aged: Aged::default(),
         }
     }
 
-    /// Changes what happens at a frontend.
-    pub fn route(
-        &mut self,
-        frontend: &Frontend,
-        before: Option<&Treatment>,
-        after: Option<&Treatment>,
-        applied: &mut Applied,
-    ) {
-        for outside in [false, true] {
-            let pick = |treatment: Option<&Treatment>| Pick::of(frontend, treatment?, outside);
-            self.change_pick(pick(before), pick(after));
-            let map = self.maps.entry(Map::verdicts(&frontend.entry, outside)).or_default();
-            let key = render::frontend_key(frontend);
-            match after.and_then(|t| Some((t, render::verdict(frontend, t, outside)?))) {
-                Some((treatment, verdict)) => {
-                    map.want(key, Mapped::Verdict(verdict), Some(treatment.label.clone()));
-                }
-                None => map.unwant(&key),
-            }
-            let backends = match after.and_then(|treatment| render::action(treatment, outside)) {
-                Some(Action::Balance { backends, .. }) => &**backends,
-                _ => &[],
-            };
-            // A frontend that is new to us may have been served by an earlier run: its endpoints keep their numbers.
-            let actual = before.is_none() && self.starting;
-            let old = self.number_backends((frontend, outside), actual, backends);
-            applied.note_stale(*frontend, &old, backends);
-        }
+    /// The table as the kernel knows it.
+    pub const fn table(&self) -> &Table {
+        &self.table
     }
 
-    /// Gives each backend a number, so that as few as possible change theirs; returns the backends of before.
-    fn number_backends(
-        &mut self,
-        (frontend, outside): (&Frontend, bool),
-        actual: bool,
-        backends: &[Backend],
-    ) -> Vec<Backend> {
-        let family = self.family;
-        let map = self.maps.entry(Map::endpoints(&frontend.entry)).or_default();
-        let key = |number: usize| render::endpoint_key(frontend, outside, number as u32);
-        let backend = |number| render::backend_of(map.value(&key(number), actual)?, family);
-        let old: Vec<_> = (0..).map_while(backend).collect();
-        let new = arrange(&old, backends);
-        for (number, backend) in new.iter().enumerate() {
-            map.want(key(number), Mapped::Value(render::backend_value(backend)), None);
-            self.aged_elements.remove(&(Map::endpoints(&frontend.entry), key(number)));
-        }
-        for number in new.len()..old.len() {
-            map.unwant(&key(number));
-        }
-        old
+    /// A map was full: what the kernel has is made anew after the next read.
+    pub fn outgrown(&mut self) {
+        self.is_outgrown = true;
     }
 
-    /// After a read and before anything is written: UDP flows that entered at frontends which are gone since an earlier
-    /// run. Those of frontends that stay were noted by [`TableState::route`].
-    pub fn note_stale_frontends(&self, applied: &mut Applied) {
-        let stays = |frontend: &Frontend| {
-            [false, true].into_iter().any(|outside| {
-                let verdicts = self.maps.get(&Map::verdicts(&frontend.entry, outside));
-                verdicts.is_some_and(|map| map.delta.desired(&render::frontend_key(frontend)).is_some())
-            })
+    /// Says what should happen at a frontend; [`TableState::route`] does it.
+    pub fn want(&mut self, frontend: Frontend, treatment: Option<Treatment>) {
+        match treatment {
+            Some(treatment) => self.wanted.insert(frontend, treatment),
+            None => self.wanted.remove(&frontend),
         };
-        for (map, state) in self.maps.iter().filter(|(map, _)| matches!(map, Map::Endpoints | Map::NodePortEndpoints)) {
-            for step in state.delta.pending() {
-                if let Step::Delete(key, Cell { data: Mapped::Value(value), .. }) = step
-                    && let Some(frontend) = render::frontend_of(*map, key, self.family)
-                    && let Some(backend) = render::backend_of(value, self.family)
-                    && !stays(&frontend)
-                {
-                    applied.note_stale(frontend, &[backend], &[]);
-                }
-            }
+    }
+
+    /// Says whether an address is to be in [`Map::ClusterIps`] or [`Map::Hairpin`].
+    pub fn use_address(&mut self, item: Item, used: bool) {
+        if used {
+            self.addresses.want(item, Data::Nothing);
+        } else {
+            self.addresses.unwant(&item);
         }
     }
 
-    fn change_pick(&mut self, before: Option<Pick>, after: Option<Pick>) {
+    /// Every frontend that is wanted or held, sorted.
+    pub fn all_frontends(&self) -> Vec<Frontend> {
+        let all: BTreeSet<_> = self.wanted.keys().chain(self.frontends.keys()).copied().collect();
+        all.into_iter().collect()
+    }
+
+    /// Notes what is to be written so that what is wanted at a frontend happens there.
+    pub fn route(&mut self, frontend: &Frontend, report: &mut Applied) {
+        let treatment = self.wanted.get(frontend);
+        let sides = [false, true].map(|outside| Wanted::of(frontend, treatment?, outside));
+        let sources = treatment.and_then(|treatment| treatment.sources.clone());
+        let mut held = self.frontends.remove(frontend).unwrap_or_default();
+        for ((outside, wanted), side) in [false, true].into_iter().zip(sides).zip(&mut held.sides) {
+            self.route_side((frontend, outside), side, wanted, report);
+        }
+        self.allow(frontend, held.sources.as_deref(), sources.as_deref());
+        held.sources = sources;
+        if !held.is_empty() {
+            self.frontends.insert(*frontend, held);
+        }
+    }
+
+    fn route_side(&mut self, at: (&Frontend, bool), side: &mut Side, wanted: Option<Wanted>, report: &mut Applied) {
+        let (kind, label, backends, set) = match wanted {
+            Some(Wanted { kind, label, backends, set }) => (Some(kind), Some(label), backends, set),
+            None => (None, None, Arc::default(), None),
+        };
+        report.note_stale(*at.0, side.backends(), &backends);
+        let in_map = if set.is_some() { Arc::default() } else { backends.clone() };
+        self.number_endpoints(at, side, &in_map);
+        self.stick(at, side, set, backends);
+        let service = kind.map(|kind| self.numbers.number(&kind)).zip(label);
+        self.lead(at, side, service);
+    }
+
+    /// Gives each endpoint a number, so that as few as possible change theirs.
+    fn number_endpoints(&mut self, at: (&Frontend, bool), side: &mut Side, backends: &Arc<[Backend]>) {
+        if side.tail.is_empty() && *side.endpoints == **backends {
+            return;
+        }
+        let (frontend, outside) = at;
+        let new = arrange((0..side.numbers()).map(|number| side.numbered(number)), backends);
+        let map = Map::endpoints(&frontend.entry);
+        for (number, backend) in new.iter().enumerate() {
+            let held = side.numbered(number);
+            if held != Some(*backend) {
+                let key = map::endpoint_key(frontend, outside, number as u32);
+                let wanted = Element::map(key, Mapped::Value(map::backend_value(backend)));
+                self.prepare.change(map, held.map(|_| Element::key(key)), Some(wanted));
+            }
+        }
+        side.tail = (new.len()..side.numbers()).map(|number| side.numbered(number)).collect();
+        if side.tail.iter().all(Option::is_none) {
+            side.tail = Vec::new();
+            self.tails.remove(&(*frontend, outside));
+        } else {
+            self.tails.insert((*frontend, outside));
+        }
+        self.aged.tails.remove(&(*frontend, outside));
+        side.endpoints = new;
+    }
+
+    /// Has clients of a side stick to the endpoints of a set, or no longer.
+    fn stick(&mut self, at: (&Frontend, bool), side: &mut Side, key: Option<sticky::Key>, backends: Arc<[Backend]>) {
+        let item = Item::Sticky(*at.0, at.1);
+        let set = key.map(|key| self.sets.join(key));
+        if let Some(set) = set {
+            sticky::hold(&mut self.items, set, &backends);
+            self.items.want(item, Data::Number(set));
+        } else {
+            self.items.unwant(&item);
+        }
+        if let Some(Sticky { set: left, counted: true, .. }) = side.sticky
+            && self.sets.leave(left)
+        {
+            sticky::hold(&mut self.items, left, &Arc::default());
+        }
+        side.sticky = set.map(|set| Sticky { set, endpoints: backends, counted: true });
+    }
+
+    /// Leads traffic of a side to what is done with it.
+    fn lead(&mut self, at: (&Frontend, bool), side: &mut Side, service: Option<(u32, Name)>) {
+        if side.service == service {
+            return;
+        }
+        let (frontend, outside) = at;
+        let key = map::frontend_key(frontend);
+        let kind = |service: &Option<(u32, Name)>| self.numbers.kind(service.as_ref()?.0);
+        let (before, after) = (kind(&side.service), kind(&service));
+        let held = side.service.as_ref().map(|_| Element::key(key));
+        let wanted = service.as_ref().map(|(number, label)| Element {
+            comment: Some(label.clone()),
+            ..Element::map(key, map::number_value(*number))
+        });
+        self.switch.change(Map::services(&frontend.entry, outside), held, wanted);
+        self.change_pick(before, after);
+        side.service = service;
+    }
+
+    fn change_pick(&mut self, before: Option<Kind>, after: Option<Kind>) {
         if before == after {
             return;
         }
-        if let Some(pick) = after {
-            *self.pick_users.entry(pick).or_default() += 1;
+        if let Some(Kind::Pick(pick)) = after {
+            *self.users.entry(pick).or_default() += 1;
             self.picks.want(pick, ());
-            self.aged_picks.remove(&pick);
         }
-        if let Some(pick) = before
-            && let Some(users) = self.pick_users.get_mut(&pick)
+        if let Some(Kind::Pick(pick)) = before
+            && let Some(users) = self.users.get_mut(&pick)
         {
             *users -= 1;
             if *users == 0 {
-                self.pick_users.remove(&pick);
+                self.users.remove(&pick);
                 self.picks.unwant(&pick);
             }
         }
     }
 
-    /// An address is to be in [`Map::ClusterIps`] or [`Map::Hairpin`], or no longer.
-    pub fn use_address(&mut self, map: Map, address: IpAddr, used: bool) {
-        let key = match map {
-            Map::Hairpin => render::hairpin_key(address),
-            _ => Value::concat(&[Datum::Addr(address)]),
-        };
-        let state = self.maps.entry(map).or_default();
-        if used {
-            state.want(key, Mapped::Nothing, None);
-            self.aged_elements.remove(&(map, key));
-        } else {
-            state.unwant(&key);
+    /// Allows some sources at a frontend instead of others.
+    fn allow(&mut self, frontend: &Frontend, before: Option<&[IpNet]>, after: Option<&[IpNet]>) {
+        if before == after {
+            return;
+        }
+        for range in before.unwrap_or_default() {
+            self.items.unwant(&Item::Allowed(*frontend, *range));
+        }
+        let ranges = after.unwrap_or_default();
+        // A range within another one would be an overlap, which the kernel does not take.
+        let within = |range: &IpNet| ranges.iter().any(|other| other != range && other.contains(range));
+        for range in ranges.iter().filter(|range| !within(range)) {
+            self.items.want(Item::Allowed(*frontend, range.trunc()), Data::Nothing);
         }
     }
 
-    /// Reads what the kernel holds. A table of another layout, or one whose rules somebody changed, counts as missing.
-    pub fn read(&mut self, kernel: &mut impl Nftables, settings: &Settings) -> podwire_kernel::Result<()> {
-        let tables = kernel.tables()?;
-        let comment = render::layout_comment(self.family, settings);
-        let ours = |info: &podwire_kernel::nftables::TableInfo| info.table == self.table;
-        let kept = tables.iter().any(|info| ours(info) && info.comment.as_deref() == Some(&*comment));
-        let picks: BTreeSet<Pick> = if kept {
-            kernel.chains(&self.table)?.iter().filter_map(|chain| chain.name.parse().ok()).collect()
-        } else {
-            BTreeSet::new()
-        };
-        self.starting = true;
-        self.missing = self.outgrown || !kept || !self.is_intact(kernel, &picks, settings)?;
-        self.leftover = self.missing && tables.iter().any(ours);
-        if self.missing {
-            self.picks.found([]);
-            for map in self.maps.values_mut() {
-                map.delta.found([]);
-                (map.held, map.size) = (0, 0);
-            }
-            return Ok(());
-        }
-        self.picks.found(picks.into_iter().map(|pick| (pick, ())));
-        let sizes: HashMap<Name, u32> =
-            kernel.sets(&self.table)?.into_iter().map(|set| (set.name, set.size.unwrap_or(u32::MAX))).collect();
-        for (map, state) in &mut self.maps {
-            let elements = kernel.elements(&self.table, map.name())?;
-            state.held = elements.len();
-            state.size = sizes.get(map.name()).copied().unwrap_or(0);
-            let cell = |element: Element| (element.key, Cell { data: element.data, comment: element.comment });
-            state.delta.found(elements.into_iter().map(cell));
-        }
-        Ok(())
+    /// Whether anything should be in the table. A machine without IPv6 Services may be one without IPv6.
+    pub fn is_wanted(&self) -> bool {
+        self.family == Family::V4 || !self.wanted.is_empty()
     }
 
-    /// Whether every chain has rules of the kinds that it should have.
-    fn is_intact(
-        &self,
-        kernel: &mut impl Nftables,
-        picks: &BTreeSet<Pick>,
-        settings: &Settings,
-    ) -> podwire_kernel::Result<bool> {
-        let mut batch = Batch::new();
-        render::constant(&mut batch, &self.table, self.family, settings);
-        for pick in picks {
-            pick.add(&mut batch, &self.table, self.family, settings);
-        }
-        let mut expected: BTreeMap<Name, Vec<Vec<String>>> = BTreeMap::new();
-        for (_, step) in batch.steps() {
-            if let Step_::AddRule { chain, rule } = step {
-                let names = rule.expressions.iter().map(|expr| expr.name().to_owned()).collect();
-                expected.entry(chain.clone()).or_default().push(names);
-            }
-        }
-        let mut found: BTreeMap<Name, Vec<Vec<String>>> = BTreeMap::new();
-        for rule in kernel.rules(&self.table)? {
-            found.entry(rule.chain).or_default().push(rule.expressions);
-        }
-        Ok(expected == found)
+    /// Whether a table of another layout stands where ours should be: everything must be in one transaction then.
+    pub fn must_be_replaced(&self) -> bool {
+        self.presence == Presence::Foreign
     }
 
-    /// Whether the table must be made: then everything goes into one transaction.
-    pub fn must_be_made(&self) -> bool {
-        self.missing && (self.family == Family::V4 || self.maps.values().any(|map| map.wanted > 0))
+    /// How many endpoints wait to be written.
+    pub const fn prepared(&self) -> usize {
+        self.prepare.count
     }
 
-    /// Appends what is to be done in one of `stages` to `batch`; returns how many objects that are. Follow it with
-    /// [`TableState::committed`] or [`TableState::refused`].
-    pub fn write(&mut self, stages: &[Stage], batch: &mut Batch, settings: &Settings) -> usize {
-        if self.missing && !self.must_be_made() {
-            // A machine without IPv6 Services may be one without IPv6.
-            if self.leftover {
+    /// Appends the endpoints that wait to be written, without anything that leads to them; returns how many objects that
+    /// are.
+    pub fn write_endpoints(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
+        let made = self.make(batch, settings);
+        let work = std::mem::take(&mut self.prepare);
+        let count = work.count;
+        work.write(batch, &self.table, self.family, &mut self.rooms);
+        made + count
+    }
+
+    /// Appends what is to be done in a stage; returns how many objects that are.
+    pub fn write(&mut self, stage: Stage, batch: &mut Batch, settings: &Settings) -> usize {
+        if self.presence != Presence::Ours && !self.is_wanted() {
+            let foreign = self.presence == Presence::Foreign && stage == Stage::Switch;
+            if foreign {
                 batch.delete_table(&self.table);
-                self.in_flight.table = Some(false);
+                self.presence = Presence::Absent;
             }
-            return usize::from(self.leftover);
+            return usize::from(foreign);
         }
-        let mut written = if self.missing { self.make(batch, settings) } else { 0 };
-        for step in self.picks.pending() {
-            if let Step::Create(pick, ()) = step
-                && stages.contains(&Stage::Prepare)
-            {
-                pick.add(batch, &self.table, self.family, settings);
-                self.in_flight.picks.push((*pick, true));
-            }
+        match stage {
+            Stage::Prepare => self.write_prepared(batch, settings),
+            Stage::Switch => self.write_switched(batch, settings),
+            Stage::Tidy => self.tidy(batch),
         }
-        for (map, state) in &self.maps {
-            for step in state.delta.pending().filter(|step| stages.contains(&MapState::stage(*map, step))) {
-                let (key, cell) = match step {
-                    Step::Create(key, cell) | Step::Replace(key, _, cell) => (key, Some(cell)),
-                    Step::Delete(key, _) => (key, None),
-                };
-                if stages != [Stage::Tidy] || self.aged_elements.contains(&(*map, *key)) {
-                    self.in_flight.elements.push((*map, *key, cell.cloned()));
-                }
-            }
+    }
+
+    fn write_prepared(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
+        let made = self.make(batch, settings);
+        let picks: Vec<Pick> = self
+            .picks
+            .pending()
+            .filter_map(|step| if let Step::Create(pick, ()) = step { Some(*pick) } else { None })
+            .collect();
+        for pick in &picks {
+            pick.add(batch, &self.table, self.family, settings);
+            let kind = Kind::Pick(*pick);
+            let number = self.numbers.number(&kind);
+            self.prepare.change(Map::Kinds, None, Some(kind_element(number, &kind)));
+            self.picks.is(*pick, ());
         }
-        self.write_elements(batch);
-        if stages == [Stage::Tidy] {
-            self.tidy_picks(batch);
+        self.take_items(Stage::Prepare);
+        made + picks.len() + self.write_endpoints(batch, settings)
+    }
+
+    fn write_switched(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
+        // What is used again begins to age anew when it is unused.
+        self.aged.items.retain(|item| self.items.desired(item).or(self.addresses.desired(item)).is_none());
+        self.aged.picks.retain(|pick| self.picks.desired(pick).is_none());
+        self.take_items(Stage::Switch);
+        let work = std::mem::take(&mut self.switch);
+        let mut written = work.count;
+        work.write(batch, &self.table, self.family, &mut self.rooms);
+        if self.presence == Presence::Unfinished {
+            let before = batch.len();
+            render::base_chains(batch, &self.table, self.family, settings);
+            self.presence = Presence::Ours;
+            written += batch.len() - before;
         }
-        written += self.in_flight.elements.len() + self.in_flight.picks.len();
         written
     }
 
-    /// Deletes the chains that were unused long enough, and notes what is unused now for the next time.
-    fn tidy_picks(&mut self, batch: &mut Batch) {
-        let unused = |step| if let Step::Delete(pick, ()) = step { Some(*pick) } else { None };
-        let unused_picks: BTreeSet<Pick> = self.picks.pending().filter_map(unused).collect();
-        for pick in unused_picks.intersection(&self.aged_picks) {
-            batch.delete_chain(&self.table, pick.to_string());
-            self.in_flight.picks.push((*pick, false));
+    /// Moves the items of a stage into its work.
+    fn take_items(&mut self, stage: Stage) {
+        for items in [&mut self.addresses, &mut self.items] {
+            let steps: Vec<(Item, Option<Data>, Option<Data>)> = items
+                .pending()
+                .filter(|step| item_stage(step) == stage)
+                .map(|step| match step {
+                    Step::Create(item, to) => (*item, None, Some(*to)),
+                    Step::Replace(item, from, to) => (*item, Some(*from), Some(*to)),
+                    Step::Delete(item, from) => (*item, Some(*from), None),
+                })
+                .collect();
+            let work = if stage == Stage::Prepare { &mut self.prepare } else { &mut self.switch };
+            for (item, from, to) in steps {
+                let gone = from.map(|from| Element { data: Mapped::Nothing, ..item.element(&from) });
+                work.change(item.map(), gone, to.map(|to| item.element(&to)));
+                match to {
+                    Some(data) => items.is(item, data),
+                    None => items.is_gone(&item),
+                }
+            }
         }
-        let going: BTreeSet<_> = self.in_flight.elements.iter().map(|(map, key, _)| (*map, *key)).collect();
-        let unused_elements = self.maps.iter().flat_map(|(map, state)| {
-            let tidied = state.delta.pending().filter(|step| MapState::stage(*map, step) == Stage::Tidy);
-            tidied.filter_map(|step| if let Step::Delete(key, _) = step { Some((*map, *key)) } else { None })
-        });
-        self.aged_elements = unused_elements.filter(|element| !going.contains(element)).collect();
-        self.aged_picks = unused_picks.difference(&self.aged_picks).copied().collect();
+    }
+
+    /// Deletes what was unused long enough, and notes what is unused now for the next time.
+    fn tidy(&mut self, batch: &mut Batch) -> usize {
+        let mut work = Work::default();
+        let aged = std::mem::take(&mut self.aged);
+        for at in &aged.tails {
+            if work.count >= TIDY_AT_ONCE {
+                break;
+            }
+            self.cut_tail(at, &mut work);
+        }
+        for items in [&mut self.addresses, &mut self.items] {
+            let unused = items.pending().filter(|step| item_stage(step) == Stage::Tidy);
+            let unused: Vec<(Item, Data)> = unused
+                .filter_map(|step| if let Step::Delete(item, data) = step { Some((*item, *data)) } else { None })
+                .collect();
+            for (item, data) in unused {
+                if aged.items.contains(&item) && work.count < TIDY_AT_ONCE {
+                    let gone = Element { data: Mapped::Nothing, ..item.element(&data) };
+                    work.change(item.map(), Some(gone), None);
+                    items.is_gone(&item);
+                } else {
+                    self.aged.items.insert(item);
+                }
+            }
+        }
+        let unused: Vec<Pick> = self
+            .picks
+            .pending()
+            .filter_map(|step| if let Step::Delete(pick, ()) = step { Some(*pick) } else { None })
+            .collect();
+        let (going, young): (Vec<Pick>, Vec<Pick>) = unused.into_iter().partition(|pick| aged.picks.contains(pick));
+        self.aged.picks.extend(young);
+        for pick in &going {
+            let number = self.numbers.number(&Kind::Pick(*pick));
+            work.change(Map::Kinds, Some(Element::key(Value::concat(&[Datum::Mark(number)]))), None);
+        }
+        self.aged.tails.extend(self.tails.iter().copied());
+        let written = work.count + going.len();
+        work.write(batch, &self.table, self.family, &mut self.rooms);
+        for pick in going {
+            batch.delete_chain(&self.table, pick.to_string());
+            self.picks.is_gone(&pick);
+        }
+        written
+    }
+
+    /// Deletes the endpoints of a side that nothing leads to.
+    fn cut_tail(&mut self, at: &(Frontend, bool), work: &mut Work) {
+        let (frontend, outside) = at;
+        self.tails.remove(at);
+        let Some(held) = self.frontends.get_mut(frontend) else { return };
+        let [inside, from_outside] = &mut held.sides;
+        let side = if *outside { from_outside } else { inside };
+        let first = side.endpoints.len();
+        for (index, _) in std::mem::take(&mut side.tail).iter().enumerate().filter(|(_, backend)| backend.is_some()) {
+            let key = map::endpoint_key(frontend, *outside, (first + index) as u32);
+            work.change(Map::endpoints(&frontend.entry), Some(Element::key(key)), None);
+        }
+        if held.is_empty() {
+            self.frontends.remove(frontend);
+        }
     }
 
     /// Whether something unused is left for tidying.
     pub fn is_untidy(&self) -> bool {
-        !self.missing && (!self.picks.is_settled() || self.maps.values().any(|map| !map.delta.is_settled()))
+        self.presence == Presence::Ours
+            && !(self.tails.is_empty()
+                && self.picks.is_settled()
+                && self.items.is_settled()
+                && self.addresses.is_settled())
     }
 
-    /// Makes the table anew, in the same transaction as its elements: there is no moment without it.
+    /// Makes the table, if there is none of ours: without the chains that the kernel calls, so that nothing happens
+    /// before it is complete.
     fn make(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
-        let before = batch.len();
-        batch.replace_table(&self.table, Some(&render::layout_comment(self.family, settings)));
-        for (map, state) in &mut self.maps {
-            let room = (2 * state.wanted).next_power_of_two() as u32;
-            state.size = room.max(map.smallest_size());
-            batch.add_set(&self.table, map.set(self.family, state.size));
+        if matches!(self.presence, Presence::Ours | Presence::Unfinished) {
+            return 0;
         }
-        render::constant(batch, &self.table, self.family, settings);
-        self.in_flight.table = Some(true);
+        let before = batch.len();
+        let comment = render::layout_comment(self.family, settings);
+        if self.presence == Presence::Foreign {
+            batch.replace_table(&self.table, Some(&comment));
+        } else {
+            batch.add_table(&self.table, Some(&comment));
+        }
+        let expected = self.expected();
+        for map in Map::ALL {
+            let size = self.rooms.reserve(map, expected.get(&map).copied().unwrap_or(0));
+            batch.add_set(&self.table, map.set(self.family, size));
+        }
+        render::inner_chains(batch, &self.table, self.family, settings);
+        let mut fixed = Work::default();
+        for (number, kind) in Numbers::FIXED {
+            fixed.change(Map::Kinds, None, Some(kind_element(number, &kind)));
+        }
+        fixed.write(batch, &self.table, self.family, &mut self.rooms);
+        self.presence = Presence::Unfinished;
+        self.is_outgrown = false;
         batch.len() - before
     }
 
-    /// First what goes, then what comes; endpoints are there before a verdict leads to them.
-    fn write_elements(&mut self, batch: &mut Batch) {
-        let mut gone: BTreeMap<Map, Vec<Element>> = BTreeMap::new();
-        let mut new: BTreeMap<Map, Vec<Element>> = BTreeMap::new();
-        for (map, key, cell) in &self.in_flight.elements {
-            let held = self.maps.get(map).is_some_and(|state| state.delta.actual(key).is_some());
-            if held {
-                gone.entry(*map).or_default().push(Element::key(*key));
-            }
-            if let Some(Cell { data, comment }) = cell.clone() {
-                new.entry(*map).or_default().push(Element { key: *key, data, comment });
+    /// How many elements the larger maps will have.
+    fn expected(&self) -> HashMap<Map, usize> {
+        let mut expected = HashMap::new();
+        for (frontend, treatment) in &self.wanted {
+            for outside in [false, true] {
+                let Some(Wanted { backends, set, .. }) = Wanted::of(frontend, treatment, outside) else { continue };
+                *expected.entry(Map::services(&frontend.entry, outside)).or_default() += 1;
+                let endpoints = if set.is_some() { Map::StickyEndpoints } else { Map::endpoints(&frontend.entry) };
+                *expected.entry(endpoints).or_default() += backends.len();
             }
         }
-        for map in Map::ALL {
-            let adds = new.get(&map).map_or(0, Vec::len);
-            if let Some(state) = self.maps.get_mut(&map)
-                && let Some(size) = state.larger_size(adds)
-            {
-                batch.add_set(&self.table, map.set(self.family, size));
-                state.size = size;
+        let sticky = expected.get(&Map::StickyEndpoints).copied().unwrap_or(0);
+        expected.insert(Map::StickyNumbers, sticky);
+        for step in self.addresses.pending() {
+            if let Step::Create(item, _) = step {
+                *expected.entry(item.map()).or_default() += 1;
             }
         }
-        for map in Map::ALL.iter().rev() {
-            batch.delete_elements(&self.table, map.name(), gone.remove(map).unwrap_or_default());
-        }
-        for map in Map::ALL {
-            batch.add_elements(&self.table, map.name(), new.remove(&map).unwrap_or_default());
-        }
-    }
-
-    /// The transaction that [`TableState::write`] made has been committed.
-    pub fn committed(&mut self) {
-        let InFlight { elements, picks, table } = std::mem::take(&mut self.in_flight);
-        self.starting = false;
-        if let Some(made) = table {
-            (self.missing, self.leftover, self.outgrown) = (!made, false, false);
-        }
-        for (map, key, cell) in elements {
-            let state = self.maps.entry(map).or_default();
-            let held = state.delta.actual(&key).is_some();
-            state.held = state.held + usize::from(cell.is_some()) - usize::from(held);
-            match cell {
-                Some(cell) => state.delta.is(key, cell),
-                None => state.delta.is_gone(&key),
-            }
-        }
-        for (pick, made) in picks {
-            if made { self.picks.is(pick, ()) } else { self.picks.is_gone(&pick) }
-        }
-    }
-
-    /// It has been refused; read the kernel again. Returns whether this table is to be made anew then.
-    pub fn refused(&mut self, error: &podwire_kernel::Error) -> bool {
-        let InFlight { elements, table, .. } = std::mem::take(&mut self.in_flight);
-        self.outgrown = error.set_is_full() && !elements.is_empty() && table.is_none();
-        self.outgrown
+        expected
     }
 }
 
-/// Puts `wanted` in an order in which those that were in `current` keep their place, if there is one.
-fn arrange(current: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
-    let mut left: BTreeSet<_> = wanted.iter().copied().collect();
-    let mut places: Vec<_> = current.iter().take(wanted.len()).map(|backend| left.take(backend)).collect();
-    places.resize(wanted.len(), None);
-    let mut new = left.into_iter();
-    places.into_iter().filter_map(|place| place.or_else(|| new.next())).collect()
+/// A kind in [`Map::Kinds`].
+fn kind_element(number: u32, kind: &Kind) -> Element {
+    Element::map(Value::concat(&[Datum::Mark(number)]), Mapped::Verdict(kind.verdict()))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn backends(numbers: &[u8]) -> Vec<Backend> {
-        numbers.iter().map(|n| Backend { address: [10, 244, 0, *n].into(), port: 80 }).collect()
-    }
-
-    #[test]
-    fn backends_keep_their_numbers_where_they_can() {
-        let arranged = |current: &[u8], wanted: &[u8]| arrange(&backends(current), &backends(wanted));
-        assert_eq!(arranged(&[], &[1, 2, 3]), backends(&[1, 2, 3]));
-        assert_eq!(arranged(&[1, 2, 3], &[1, 2, 3, 4]), backends(&[1, 2, 3, 4]));
-        assert_eq!(arranged(&[1, 2, 3, 4], &[2, 3, 4]), backends(&[4, 2, 3]), "the last one fills the hole");
-        assert_eq!(arranged(&[5, 4, 1], &[1, 2, 4]), backends(&[2, 4, 1]));
-        assert_eq!(arranged(&[1, 2], &[]), []);
+/// When a pending step of an item is to be taken. A removed endpoint of a sticky set is to be used no more, and a source
+/// that is no longer allowed to be kept out, so these do not wait.
+const fn item_stage(step: &Step<'_, Item, Data>) -> Stage {
+    match step {
+        Step::Delete(Item::Hairpin(_) | Item::Sticky(..) | Item::StickyNumber(..), _) => Stage::Tidy,
+        Step::Delete(..) => Stage::Switch,
+        Step::Create(Item::ClusterIp(_), _) | Step::Replace(Item::ClusterIp(_), ..) => Stage::Switch,
+        Step::Create(..) | Step::Replace(..) => Stage::Prepare,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use podwire_kernel::nftables::{
-    ChainState, Ct, Expr, Header, Hook, Is, Mapped, Meta, Reg, Side, TableState, Value, Verdict,
+    ChainState, Ct, Expr, Header, Hook, Is, Mapped, Meta, Reg, SetKind, Side, TableState, Value, Verdict,
 };
 
 use crate::plan::Backend;
@@ -61,10 +61,18 @@ pub struct Unknown {
 /// # Errors
 /// [`Unknown`] for rules that the tracer cannot evaluate.
 pub fn trace(table: &TableState, packet: Packet, local: &[IpAddr]) -> Result<BTreeSet<Fate>, Unknown> {
+    trace_by(table, packet, local, "")
+}
+
+/// The same for a packet that comes in by the interface `input`.
+///
+/// # Errors
+/// As [`trace`].
+pub fn trace_by(table: &TableState, packet: Packet, local: &[IpAddr], input: &str) -> Result<BTreeSet<Fate>, Unknown> {
     let mut fates = BTreeSet::new();
     let mut choice = 0;
     loop {
-        let mut machine = Machine { table, packet, local, registers: [0; 64], mark: 0, choice, choices: 1 };
+        let mut machine = Machine { table, packet, local, input, registers: [0; 64], mark: 0, choice, choices: 1 };
         fates.insert(machine.fate()?);
         choice += 1;
         if choice >= machine.choices {
@@ -99,6 +107,8 @@ struct Machine<'a> {
     table: &'a TableState,
     packet: Packet,
     local: &'a [IpAddr],
+    /// Where it came in; empty for what the machine sends.
+    input: &'a str,
     registers: [u8; 64],
     mark: u32,
     /// The random number of this run; at most one is asked for.
@@ -196,6 +206,11 @@ impl Machine<'_> {
             }
             Expr::Meta { key: Meta::Mark, to } => self.load(*to, &self.mark.to_ne_bytes()),
             Expr::Meta { key: Meta::L4Proto, to } => self.load(*to, &[self.packet.protocol]),
+            Expr::Meta { key: Meta::InputName, to } => {
+                let mut padded = [0; 16];
+                padded.iter_mut().zip(self.input.bytes().take(15)).for_each(|(to, from)| *to = from);
+                self.load(*to, &padded);
+            }
             Expr::SetMark { from } => {
                 self.mark = self.stored(*from, 4).first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
             }
@@ -214,10 +229,13 @@ impl Machine<'_> {
                 let equal = self.stored(*register, value.as_bytes().len()) == value.as_bytes();
                 return Ok(if equal == (*is == Is::Equal) { Next::Expression } else { Next::Rule });
             }
-            Expr::Random { modulus, offset, to } | Expr::Hash { modulus, offset, to, .. } => {
-                self.choices = *modulus;
-                self.load(*to, &(self.choice + offset).to_ne_bytes());
+            Expr::Random { modulus, offset, to } => {
+                // Other numbers are constants: random below one.
+                self.choices = self.choices.max(*modulus);
+                self.load(*to, &(self.choice % modulus + offset).to_ne_bytes());
             }
+            // The tracer's packet is the first of its client, or the test has put into the map what came before.
+            Expr::Update { .. } | Expr::Remove { .. } => {}
             Expr::InSet { set, key, is } => {
                 let found = self.find(set, *key)?.is_some();
                 return Ok(if found == (*is == Is::Equal) { Next::Expression } else { Next::Rule });
@@ -253,7 +271,19 @@ impl Machine<'_> {
         let state = self.table.sets.get(set).ok_or_else(|| format!("there is no set {set}"))?;
         let length = podwire_kernel::nftables::Field::total(&state.set.key);
         let key = Value::from_bytes(self.stored(key, length));
-        Ok(state.elements.get(&key).map(|element| &element.data))
+        let element = match state.set.kind {
+            SetKind::Intervals => {
+                let split = |value: &Value| value.split(&state.set.key).unwrap_or_default();
+                let fields = split(&key);
+                state.elements.values().find(|element| {
+                    let (first, last) = (split(&element.key), element.end.as_ref().map(split).unwrap_or_default());
+                    let ranges = first.iter().zip(&last);
+                    fields.iter().zip(ranges).all(|(field, (first, last))| first <= field && field <= last)
+                })
+            }
+            SetKind::Plain | SetKind::Dynamic => state.elements.get(&key),
+        };
+        Ok(element.map(|element| &element.data))
     }
 
     fn payload(&self, header: Header, offset: u32, length: u32) -> Option<Vec<u8>> {
