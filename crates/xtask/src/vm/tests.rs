@@ -28,6 +28,7 @@ struct Row {
 const TESTS: &[Row] = &[
     Row { name: "kernel", folder: "kernel", target: None, args: &[] },
     Row { name: "nftables", folder: "proxy", target: Some("nftables"), args: &[] },
+    Row { name: "iptables", folder: "proxy", target: Some("iptables"), args: &[] },
     Row { name: "packets", folder: "proxy", target: Some("packets"), args: &[] },
 ];
 /// How long all of them may take.
