@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    io::IsTerminal,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -67,7 +68,11 @@ fn script(job: &Job) -> OsString {
         parts.iter().for_each(|part| script.push(part));
         script.push("\n");
     };
-    let ours = [("PODWIRE_TIER".into(), "vm".into())];
+    let mut ours = vec![("PODWIRE_TIER".into(), "vm".into())];
+    if !std::io::stdout().is_terminal() {
+        // In the machine it is one, always.
+        ours.push(("NO_COLOR".into(), "1".into()));
+    }
     let passed = std::env::vars_os().filter(|(name, _)| {
         let name = name.to_string_lossy();
         PASSED_ON.iter().any(|start| name.starts_with(start)) && name != "PODWIRE_TIER"

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io::IsTerminal,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -52,6 +53,7 @@ pub fn run(args: &[&str]) -> Result<()> {
         script.push(quoted(shell::root().join("crates").join(row.folder)));
         script.push("\n");
         script.push(quoted(&program));
+        script.push(if std::io::stdout().is_terminal() { " --color=always" } else { " --color=never" });
         for word in words {
             script.push(" ");
             script.push(quoted(word));
