@@ -187,3 +187,173 @@ impl Switch {
 fn find(modes: &'static [Description], name: &str) -> anyhow::Result<&'static Description> {
     modes.iter().find(|mode| mode.name == name).with_context(|| format!("mode {name} is not part of this build"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, time::Duration};
+
+    use podwire_model::EndpointSlice;
+    use podwire_proxy::{Changes, Error, mode::Settings, plan::Me};
+    use podwire_testkit::build;
+
+    use super::{super::Metrics, *};
+
+    thread_local! {
+        /// What modes were asked to do: `mode: what`.
+        static LOG: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+        /// What of it they refuse.
+        static REFUSED: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn does(what: String) -> podwire_proxy::Result<()> {
+        let refused = REFUSED.with_borrow(|refused| refused.iter().any(|refused| what.starts_with(refused)));
+        LOG.with_borrow_mut(|log| log.push(if refused { format!("{what} refused") } else { what.clone() }));
+        if refused { Err(Error::UnknownMode { name: what, supported: String::new() }) } else { Ok(()) }
+    }
+
+    fn log() -> Vec<String> {
+        LOG.take()
+    }
+
+    struct Fake(&'static str, u32);
+
+    impl Mode for Fake {
+        fn apply(&mut self, changes: Changes) -> podwire_proxy::Result<Applied> {
+            does(format!("{}/{} apply {}", self.0, self.1, changes.frontends.len()))?;
+            Ok(Applied::default())
+        }
+
+        fn tidy(&mut self) -> podwire_proxy::Result<bool> {
+            Ok(false)
+        }
+
+        fn disturbed(&mut self) -> podwire_proxy::Result<bool> {
+            Ok(false)
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            does(format!("{}/{} dropped", self.0, self.1)).unwrap_or_default();
+        }
+    }
+
+    macro_rules! fake {
+        ($name:literal) => {
+            Description {
+                name: $name,
+                keeps_sources: true,
+                probe: || does(concat!($name, " probe").to_owned()),
+                open: |settings| Ok(Box::new(Fake($name, settings.masquerade_mark))),
+                cleanup: || does(concat!($name, " cleanup").to_owned()),
+            }
+        };
+    }
+
+    static MODES: [Description; 3] = [fake!("nftables"), fake!("iptables"), fake!("ipvs")];
+
+    fn wanted(mode: &str, masquerade_mark: u32) -> Wanted {
+        Wanted { mode: mode.to_owned(), settings: Settings { masquerade_mark, ..Settings::default() } }
+    }
+
+    /// A switch, and a tracker with one Service.
+    fn start() -> (Switch, Tracker) {
+        let mut tracker = Tracker::new(Me::default());
+        tracker.set_services([build::service("a", "10.96.0.1")]);
+        tracker.set_slices(Vec::<EndpointSlice>::new());
+        let state = State::new("", Metrics::new(), Duration::from_secs(60));
+        let (recorder, _) = Recorder::new("node1");
+        (Switch::new(&MODES, state, recorder), tracker)
+    }
+
+    #[test]
+    fn nothing_is_removed_before_the_other_mode_is_complete() {
+        let (mut switch, mut tracker) = start();
+        assert!(switch.clean());
+        switch.want(wanted("nftables", 1)).unwrap();
+        assert!(switch.clean());
+        assert_eq!(log(), ["nftables probe"]);
+        switch.apply(&mut tracker, false).unwrap().unwrap();
+        assert!(switch.clean());
+        assert_eq!(log(), ["nftables/1 apply 1", "iptables cleanup", "ipvs cleanup"]);
+
+        REFUSED.set(vec!["iptables/1 apply"]);
+        switch.want(wanted("iptables", 1)).unwrap();
+        assert!(switch.apply(&mut tracker, false).unwrap().is_err());
+        assert!(switch.clean());
+        tracker.service(build::service("b", "10.96.0.2"));
+        assert!(switch.apply(&mut tracker, true).unwrap().is_err());
+        assert_eq!(switch.mode(), Some("nftables"));
+        let refused =
+            ["iptables probe", "iptables/1 apply 1 refused", "nftables/1 apply 1", "iptables/1 apply 1 refused"];
+        assert_eq!(log(), refused, "the old mode keeps up");
+
+        REFUSED.set(vec!["nftables cleanup"]);
+        switch.apply(&mut tracker, true).unwrap().unwrap();
+        assert_eq!(switch.mode(), Some("iptables"));
+        assert!(!switch.clean(), "to be tried again");
+        REFUSED.take();
+        assert!(switch.clean());
+        let done = [
+            "nftables/1 apply 0",
+            "iptables/1 apply 0",
+            "nftables/1 dropped",
+            "nftables cleanup refused",
+            "nftables cleanup",
+        ];
+        assert_eq!(log(), done);
+        assert!(switch.clean());
+        assert_eq!(log(), [""; 0]);
+    }
+
+    #[test]
+    fn other_settings_of_a_mode_take_over_its_own_rules() {
+        let (mut switch, mut tracker) = start();
+        switch.want(wanted("nftables", 1)).unwrap();
+        switch.apply(&mut tracker, false).unwrap().unwrap();
+        switch.clean();
+        log();
+        REFUSED.set(vec!["nftables/2 apply"]);
+        switch.want(wanted("nftables", 2)).unwrap();
+        assert!(switch.apply(&mut tracker, false).unwrap().is_err());
+        assert!(switch.apply(&mut tracker, true).unwrap().is_err());
+        switch.want(wanted("nftables", 1)).unwrap();
+        switch.apply(&mut tracker, true).unwrap().unwrap();
+        assert!(switch.clean());
+        let expected = [
+            "nftables probe",
+            "nftables/2 apply 1 refused",
+            "nftables/2 apply 0 refused",
+            "nftables probe",
+            "nftables/2 dropped",
+            "nftables/1 apply 1",
+            "nftables/1 dropped",
+        ];
+        assert_eq!(log(), expected, "what the failed one may have written is read and put right by a new one");
+        assert_eq!(switch.state.metrics.switches.get(), 1);
+        REFUSED.take();
+    }
+
+    #[test]
+    fn ipvs_falls_back_and_others_do_not() {
+        let (mut switch, mut tracker) = start();
+        REFUSED.set(vec!["ipvs probe"]);
+        assert!(Switch::check(&MODES, "ipvs").is_ok());
+        switch.want(wanted("ipvs", 1)).unwrap();
+        switch.want(wanted("ipvs", 1)).unwrap();
+        switch.apply(&mut tracker, false).unwrap().unwrap();
+        assert_eq!((switch.mode(), switch.state.metrics.fallback.get()), (Some("iptables"), 1));
+        let expected =
+            ["ipvs probe refused", "iptables probe", "ipvs probe refused", "iptables probe", "iptables/1 apply 1"];
+        assert_eq!(log(), expected);
+        REFUSED.set(vec!["nftables probe"]);
+        assert!(switch.want(wanted("nftables", 1)).is_err());
+        assert_eq!(switch.mode(), Some("iptables"));
+        assert!(Switch::check(&MODES, "nftables").is_err());
+        REFUSED.set(vec!["ipvs probe", "iptables probe"]);
+        assert!(Switch::check(&MODES, "ipvs").is_err());
+        let missing = switch.want(wanted("userspace", 1)).unwrap_err().to_string();
+        assert_eq!(missing, "mode userspace is not part of this build");
+        REFUSED.take();
+    }
+}

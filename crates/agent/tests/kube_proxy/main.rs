@@ -7,3 +7,4 @@ mod common;
 mod life;
 mod node;
 mod relay;
+mod switch;
