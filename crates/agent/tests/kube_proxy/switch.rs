@@ -52,6 +52,9 @@ fn leftovers(site: &Site, mode: &str) -> String {
     if !["iptables", "ipvs"].contains(&mode) && chains.contains(":KUBE-SVC") {
         found += "iptables ";
     }
+    if mode != "userspace" && chains.contains(":KUBE-PORTALS") {
+        found += "userspace ";
+    }
     found
 }
 

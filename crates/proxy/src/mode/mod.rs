@@ -117,7 +117,8 @@ pub struct Description {
     pub probe: fn() -> Result<()>,
     /// Starts the mode for the network namespace that the calling thread is in.
     pub open: fn(&Settings) -> Result<Box<dyn Mode>>,
-    /// Removes everything that the mode ever left in the kernel; nothing to remove is no error.
+    /// Removes everything that the mode ever left in the kernel; nothing to remove is no error. Another mode may be at
+    /// work by now: what that one uses as well stays.
     pub cleanup: fn() -> Result<()>,
 }
 
