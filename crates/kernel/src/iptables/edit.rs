@@ -37,6 +37,18 @@ pub enum Edit {
     },
 }
 
+impl Edit {
+    /// The chain that it is about.
+    pub fn chain(&self) -> &str {
+        match self {
+            Self::Replace { chain, .. }
+            | Self::Insert { chain, .. }
+            | Self::Delete { chain, .. }
+            | Self::Remove { chain } => chain,
+        }
+    }
+}
+
 /// Edits of one table as text for `iptables-restore`; empty if there are none.
 pub(super) fn text(family: Family, table: Table, edits: &mut dyn Iterator<Item = Edit>) -> String {
     let mut text = String::new();

@@ -19,6 +19,7 @@
 
 mod edit;
 mod fake;
+mod native;
 mod parse;
 mod real;
 mod rule;

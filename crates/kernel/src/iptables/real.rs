@@ -11,12 +11,14 @@ use std::{
 use podwire_model::Family;
 
 use super::{
-    Iptables, Table, TableState, prefix,
+    Edit, Iptables, Table, TableState, edit,
+    native::Native,
+    prefix,
     watch::{LegacyWatch, NftWatch},
 };
 use crate::{
     Error, Result,
-    ns::{Kind, Namespace},
+    ns::{self, Namespace},
 };
 
 /// The environment variable that decides which kind of iptables is used: `legacy` or `nft`.
@@ -100,18 +102,30 @@ fn rules(saved: &[String]) -> usize {
 }
 
 /// [`Iptables`] of the network namespace in which it was opened.
+///
+/// With the nft kind, [`Iptables::edit`] writes to nf_tables itself what the program would write: see
+/// [`native`](super::native).
 #[derive(Debug)]
 pub struct Real {
-    backend: Backend,
-    namespace: Namespace,
-    watch: Watch,
+    programs: Programs,
+    kind: Kind,
 }
 
 #[derive(Debug)]
-enum Watch {
+enum Kind {
     Legacy(LegacyWatch),
-    /// Not open while a program of ours writes.
-    Nft(Option<NftWatch>),
+    Nft {
+        native: Native,
+        /// Not open while something of ours is written.
+        watch: Option<NftWatch>,
+    },
+}
+
+/// The programs of one kind, run in one network namespace.
+#[derive(Debug)]
+struct Programs {
+    backend: Backend,
+    namespace: Namespace,
 }
 
 impl Real {
@@ -128,16 +142,16 @@ impl Real {
         for verb in ["restore", "save"] {
             find(backend, Family::V4, verb)?;
         }
-        let watch = match backend {
-            Backend::Legacy => Watch::Legacy(LegacyWatch::open()?),
-            Backend::Nft => Watch::Nft(Some(NftWatch::open()?)),
+        let kind = match backend {
+            Backend::Legacy => Kind::Legacy(LegacyWatch::open()?),
+            Backend::Nft => Kind::Nft { native: Native::open()?, watch: Some(NftWatch::open()?) },
         };
-        Ok(Self { backend, namespace: Namespace::current(Kind::Net)?, watch })
+        Ok(Self { programs: Programs { backend, namespace: Namespace::current(ns::Kind::Net)? }, kind })
     }
 
     /// Which kind it is.
     pub fn backend(&self) -> Backend {
-        self.backend
+        self.programs.backend
     }
 
     /// Whether [`Iptables::restore`] would understand `text`: nothing is changed.
@@ -145,7 +159,31 @@ impl Real {
     /// # Errors
     /// As [`Iptables::restore`].
     pub fn test(&mut self, family: Family, text: &str) -> Result<()> {
-        self.run(family, "restore", &["--noflush", "--wait", WAIT, "--test"], text).map(drop)
+        self.programs.run(family, "restore", &["--noflush", "--wait", WAIT, "--test"], text).map(drop)
+    }
+
+    /// Begins to watch again, now that nothing of ours is written. For the legacy kind, what these tables are now is right.
+    fn look(&mut self, family: Family, tables: impl Iterator<Item = Table>) -> Result<()> {
+        match &mut self.kind {
+            Kind::Nft { watch: Some(_), .. } => Ok(()),
+            Kind::Nft { watch, .. } => {
+                *watch = Some(self.programs.namespace.run(NftWatch::open)?);
+                Ok(())
+            }
+            Kind::Legacy(watch) => tables.into_iter().try_for_each(|table| watch.look(family, table)),
+        }
+    }
+
+    fn look_away(&mut self) {
+        if let Kind::Nft { watch, .. } = &mut self.kind {
+            *watch = None;
+        }
+    }
+}
+
+impl Programs {
+    fn restore(&self, family: Family, text: &str) -> Result<()> {
+        self.run(family, "restore", &["--noflush", "--wait", WAIT, "--counters"], text).map(drop)
     }
 
     /// Runs a program in the namespace.
@@ -181,45 +219,48 @@ impl Iptables for Real {
         if text.is_empty() {
             return Ok(());
         }
-        if let Watch::Nft(watch) = &mut self.watch {
-            *watch = None;
+        self.look_away();
+        let done = self.programs.restore(family, text);
+        let named = |table: &Table| text.lines().any(|line| line.strip_prefix('*') == Some(table.name()));
+        self.look(family, Table::ALL.into_iter().filter(named))?;
+        done
+    }
+
+    fn edit(&mut self, family: Family, table: Table, edits: &mut dyn Iterator<Item = Edit>) -> Result<()> {
+        let mut edits = edits.peekable();
+        if edits.peek().is_none() {
+            return Ok(());
         }
-        let done = self.run(family, "restore", &["--noflush", "--wait", WAIT, "--counters"], text);
-        match &mut self.watch {
-            Watch::Nft(watch) => *watch = Some(self.namespace.run(NftWatch::open)?),
-            Watch::Legacy(watch) => {
-                for table in Table::ALL
-                    .into_iter()
-                    .filter(|table| text.lines().any(|line| line.strip_prefix('*') == Some(table.name())))
-                {
-                    watch.look(family, table)?;
-                }
-            }
-        }
-        done.map(drop)
+        self.look_away();
+        let programs = &self.programs;
+        let done = match &mut self.kind {
+            Kind::Legacy(_) => programs.restore(family, &edit::text(family, table, &mut edits)),
+            Kind::Nft { native, .. } => native.edit((family, table), &mut edits, |edit| {
+                programs.restore(family, &edit::text(family, table, &mut std::iter::once(edit)))
+            }),
+        };
+        self.look(family, std::iter::once(table))?;
+        done
     }
 
     fn save(&mut self, family: Family, table: Table) -> Result<TableState> {
         // The programs do not say so when the kernel was told to do without IPv6.
         let absent = family == Family::V6 && !Path::new("/proc/sys/net/ipv6").exists();
-        if absent || self.backend == Backend::Legacy && !self.has_legacy_table(family, table)? {
+        if absent || self.backend() == Backend::Legacy && !self.programs.has_legacy_table(family, table)? {
             return Ok(TableState::default());
         }
-        match &mut self.watch {
-            Watch::Legacy(watch) => watch.look(family, table)?,
-            Watch::Nft(Some(_)) => {}
-            Watch::Nft(watch) => *watch = Some(self.namespace.run(NftWatch::open)?),
-        }
-        let text = self.run(family, "save", &["-t", table.name()], "")?;
+        // From before the table is read, so that nothing is missed.
+        self.look(family, std::iter::once(table))?;
+        let text = self.programs.run(family, "save", &["-t", table.name()], "")?;
         let what = || format!("read table {table} of {}", prefix(family));
         TableState::parse(&text).map_err(|detail| Error::Malformed { what: what(), detail })
     }
 
     fn disturbed(&mut self) -> Result<bool> {
-        match &mut self.watch {
-            Watch::Legacy(watch) => watch.disturbed(),
-            Watch::Nft(Some(watch)) => watch.disturbed(),
-            Watch::Nft(None) => Ok(true),
+        match &mut self.kind {
+            Kind::Legacy(watch) => watch.disturbed(),
+            Kind::Nft { watch: Some(watch), .. } => watch.disturbed(),
+            Kind::Nft { watch: None, .. } => Ok(true),
         }
     }
 }
