@@ -139,7 +139,9 @@ fn what_others_destroy_is_repaired() {
         // A table without chains of its own is no table of the kernel: those come back by themselves.
         let builtin = Fake::new().table(V4, Table::Nat).chains;
         let chains = &mut mode.iptables_mut().table_mut(V4, Table::Nat).chains;
-        builtin.into_iter().for_each(|(name, chain)| drop(chains.entry(name).or_insert(chain)));
+        for (name, chain) in builtin {
+            chains.entry(name).or_insert(chain);
+        }
         assert!(mode.disturbed().unwrap(), "{number}");
         assert!(mode.apply(Changes::default()).unwrap().full, "{number}");
         assert_eq!(shape(mode.iptables()), right, "{number}");
@@ -166,7 +168,7 @@ fn work_is_in_proportion_to_the_change() {
     mode.iptables_mut().take_restored();
     let mut tracker = tracking(&world);
     mode.apply(tracker.take_changes().unwrap()).unwrap();
-    let mut lines = |mode: &mut IptablesMode<Fake>| -> usize {
+    let lines = |mode: &mut IptablesMode<Fake>| -> usize {
         let restored = mode.iptables_mut().take_restored();
         restored.iter().map(|(_, text)| text.lines().filter(|line| !line.starts_with(['*', 'C'])).count()).sum()
     };
