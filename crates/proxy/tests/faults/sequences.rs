@@ -101,12 +101,13 @@ fn wanted(mode: &str, world: &World, packet: &Packet) -> Outcome {
 
 fn check((name, make): &Maker, events: &[Event], seed: u64) -> Result<(), String> {
     // Every other sequence over a kernel that fails.
-    let mut road = Road::new(make((seed % 2 == 1).then_some(10)));
+    let failing = (seed % 2 == 1).then_some(10);
+    let mut road = Road::new(make(failing), failing.is_some());
     for event in events {
         road.take(event)?;
     }
     road.settle()?;
-    let mut direct = Road::new(make(None));
+    let mut direct = Road::new(make(None), false);
     direct.objects = road.objects.clone();
     direct.settle()?;
 
@@ -128,13 +129,15 @@ fn check((name, make): &Maker, events: &[Event], seed: u64) -> Result<(), String
 /// A proxy, what it should know and what it does know.
 struct Road {
     subject: Box<dyn Subject>,
+    /// Whether the kernel may fail.
+    may_fail: bool,
     tracker: Tracker,
     objects: Objects,
 }
 
 impl Road {
-    fn new(subject: Box<dyn Subject>) -> Self {
-        Self { subject, tracker: tracker(), objects: Objects::default() }
+    fn new(subject: Box<dyn Subject>, may_fail: bool) -> Self {
+        Self { subject, may_fail, tracker: tracker(), objects: Objects::default() }
     }
 
     fn take(&mut self, event: &Event) -> Result<(), String> {
@@ -146,15 +149,28 @@ impl Road {
             Event::SliceGone(name) => self.tracker.slice_gone(&name),
             Event::Lost(_) => {}
             Event::Listed => self.list(),
-            // A failure leaves it for the next time, as a proxy that waits before it tries again.
-            Event::Apply => drop(self.tracker.take_changes().map(|changes| self.subject.mode().apply(changes))),
-            Event::Tidy => drop(self.subject.mode().tidy()),
+            Event::Apply => {
+                if let Some(changes) = self.tracker.take_changes() {
+                    let applied = self.subject.mode().apply(changes).map(drop);
+                    self.check_failure(applied)?;
+                }
+            }
+            Event::Tidy => {
+                let tidied = self.subject.mode().tidy().map(drop);
+                self.check_failure(tidied)?;
+            }
             Event::Restart => {
                 self.subject.restart();
                 self.tracker = tracker();
             }
         }
         Ok(())
+    }
+
+    /// A failure leaves things for the next time, as a proxy that waits before it tries again. Unless there was no reason
+    /// to fail.
+    fn check_failure(&self, done: podwire_proxy::Result<()>) -> Result<(), String> {
+        if self.may_fail { Ok(()) } else { done.map_err(|error| error.to_string()) }
     }
 
     /// Complete lists, as a watch gives them when it starts.
@@ -176,6 +192,7 @@ impl Road {
             match mode.apply(std::mem::take(&mut changes)).and_then(|_| mode.tidy()) {
                 Ok(false) => return Ok(()),
                 Ok(true) => {}
+                Err(failure) if !self.may_fail => return Err(failure.to_string()),
                 Err(failure) => error = Some(failure),
             }
         }

@@ -62,7 +62,7 @@ impl<K: Iptables> Mode for IptablesMode<K> {
         let full = std::mem::replace(&mut self.unknown, true);
         let mut written = 0;
         for state in &mut self.families {
-            written += if full {
+            written += if full || state.must_be_made() {
                 state.sync(&mut self.iptables, &self.settings, &mut self.report)
             } else {
                 state.write(&mut self.iptables, &self.settings)

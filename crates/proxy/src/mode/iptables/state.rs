@@ -46,6 +46,8 @@ pub struct FamilyState {
     held: HashMap<Chain, u64>,
     dirty: BTreeSet<PortKey>,
     dirty_ips: BTreeSet<IpAddr>,
+    /// The last look found nothing of ours, and nothing was wanted.
+    bare: bool,
 }
 
 /// Edits around those of the chains of Service ports.
@@ -97,6 +99,7 @@ impl FamilyState {
             held: HashMap::new(),
             dirty: BTreeSet::new(),
             dirty_ips: BTreeSet::new(),
+            bare: true,
         }
     }
 
@@ -128,6 +131,15 @@ impl FamilyState {
             let here = self.treatments.range(at(Protocol::Tcp, 0)..=at(Protocol::Sctp, u16::MAX));
             self.dirty.extend(here.map(|(frontend, treatment)| (treatment.label.clone(), frontend.protocol)));
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.treatments.is_empty() && self.cluster_ips.is_empty()
+    }
+
+    /// Whether the kernel lacks even what all Services need, and it is needed now: then [`FamilyState::sync`] makes it.
+    pub fn must_be_made(&self) -> bool {
+        self.bare && !self.is_idle()
     }
 
     /// Brings into the kernel what changed; returns the number of edits. After an error call [`FamilyState::sync`].
@@ -175,7 +187,8 @@ impl FamilyState {
         self.dirty_ips.clear();
         self.held = found.own_chains();
         self.ports.retain(|_, port| !port.frontends.is_empty());
-        if self.treatments.is_empty() && self.cluster_ips.is_empty() && !found.has_ours() {
+        self.bare = self.is_idle() && !found.has_ours();
+        if self.bare {
             return Ok(0);
         }
         self.note_stale(&found, applied);
