@@ -4,7 +4,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use podwire_proxy::mode::MODES;
@@ -185,6 +185,40 @@ fn without_ip_vs_iptables_serves_and_everyone_is_told() {
             site.write_config("mode: nftables");
             site.eventually("another mode took over", || site.mode().as_deref() == Some("nftables"));
             assert_eq!(site.metric("podwire_proxy_mode_fallback"), 0.0);
+        });
+    });
+}
+
+#[test]
+fn what_somebody_else_removes_is_back_within_a_second_and_counted() {
+    on_a_site("disturbed", |site| {
+        create_service(site);
+        let config = site.write_config("mode: nftables");
+        site.with_proxy(&config, || {
+            for (number, mode) in modes().into_iter().enumerate() {
+                site.write_config(&format!("mode: {mode}"));
+                site.eventually("it took over", || {
+                    site.mode().as_deref() == Some(mode) && leftovers(site, mode).is_empty()
+                });
+                site.eventually("web is served", || site.serves(WEB));
+                thread::sleep(Duration::from_millis(700));
+                let count = || site.metric("podwire_proxy_disturbances_total");
+                let before = count();
+                let begin = Instant::now();
+                match mode {
+                    "nftables" => site.node().run("nft flush ruleset"),
+                    _ => site.node().run("iptables -t nat -F"),
+                };
+                site.eventually("it is noticed", || count() > before);
+                let at_once = || {
+                    let connect = || TcpStream::connect_timeout(&WEB.parse().unwrap(), Duration::from_millis(100));
+                    site.node().inside(connect).is_ok()
+                };
+                site.eventually("web is served again", at_once);
+                assert!(begin.elapsed() < Duration::from_secs(1), "{mode}: {:?}", begin.elapsed());
+                thread::sleep(Duration::from_millis(700));
+                assert_eq!(count(), before + 1.0, "{mode} ({number}): its own changes are no disturbance");
+            }
         });
     });
 }
