@@ -34,7 +34,7 @@ pub use edit::Edit;
 pub use fake::Fake;
 pub use real::{BACKEND_VARIABLE, Backend, Real};
 pub use rule::{AddressKind, CtStates, Is, Jump, Match, Ports, Recent, Rule, Target};
-pub use saved::{ChainState, TableState};
+pub use saved::{ChainState, Digest, Listing, TableState};
 
 use crate::Result;
 
@@ -107,6 +107,19 @@ pub trait Iptables: Send {
     /// [`Error::Program`](crate::Error::Program), also when a table holds what iptables cannot express.
     fn save(&mut self, family: Family, table: Table) -> Result<TableState>;
 
+    /// What a table holds, in short: what can be had quickly of a large one.
+    ///
+    /// # Errors
+    /// As [`Iptables::save`].
+    fn list(&mut self, family: Family, table: Table) -> Result<Listing> {
+        self.save(family, table).map(|state| state.listing())
+    }
+
+    /// The digests that [`Iptables::list`] tells.
+    fn digest(&self) -> Digest {
+        saved::text_digest
+    }
+
     /// Whether a table may have been changed by someone else since this was last asked or [`Iptables::restore`] or
     /// [`Iptables::save`] was last called: `true` at times without need, `false` only when nothing that has `KUBE-` in its name or in
     /// what it jumps to was touched. Cheap.
@@ -127,6 +140,14 @@ impl<T: Iptables + ?Sized> Iptables for Box<T> {
 
     fn save(&mut self, family: Family, table: Table) -> Result<TableState> {
         (**self).save(family, table)
+    }
+
+    fn list(&mut self, family: Family, table: Table) -> Result<Listing> {
+        (**self).list(family, table)
+    }
+
+    fn digest(&self) -> Digest {
+        (**self).digest()
     }
 
     fn disturbed(&mut self) -> Result<bool> {

@@ -11,9 +11,10 @@ use std::{
 use podwire_model::Family;
 
 use super::{
-    Edit, Iptables, Table, TableState, edit,
-    native::Native,
+    Digest, Edit, Iptables, Listing, Table, TableState, edit,
+    native::{self, Native},
     prefix,
+    saved::text_digest,
     watch::{LegacyWatch, NftWatch},
 };
 use crate::{
@@ -254,6 +255,23 @@ impl Iptables for Real {
         let text = self.programs.run(family, "save", &["-t", table.name()], "")?;
         let what = || format!("read table {table} of {}", prefix(family));
         TableState::parse(&text).map_err(|detail| Error::Malformed { what: what(), detail })
+    }
+
+    fn list(&mut self, family: Family, table: Table) -> Result<Listing> {
+        if let Kind::Nft { watch: None, .. } = &self.kind {
+            self.look(family, std::iter::once(table))?;
+        }
+        match &mut self.kind {
+            Kind::Legacy(_) => self.save(family, table).map(|state| state.listing()),
+            Kind::Nft { native, .. } => native.listing(family, table),
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        match &self.kind {
+            Kind::Legacy(_) => text_digest,
+            Kind::Nft { .. } => native::digest,
+        }
     }
 
     fn disturbed(&mut self) -> Result<bool> {

@@ -2,6 +2,28 @@
 
 use std::collections::BTreeMap;
 
+use podwire_model::Family;
+
+use super::Rule;
+use crate::stable_hash;
+
+/// Tells rules apart: a number that depends on what the rule is and nothing else.
+pub type Digest = fn(Family, &Rule) -> u64;
+
+/// A table in short, for comparing it with what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// Chains of the kernel and those whose names begin with `KUBE-`; the digest of each rule, in order.
+    pub chains: BTreeMap<String, Vec<u64>>,
+    /// Rules of them that match UDP, as far as they say where from and where to, and the chains they are in.
+    pub udp: Vec<(String, Rule)>,
+}
+
+/// The digest of a rule by its text.
+pub(super) fn text_digest(family: Family, rule: &Rule) -> u64 {
+    stable_hash(rule.display(family).to_string().bytes())
+}
+
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ChainState {
@@ -45,6 +67,20 @@ impl TableState {
             }
         }
         Ok(table)
+    }
+
+    /// The table in short, with digests of the rules' texts.
+    pub(super) fn listing(&self) -> Listing {
+        let mut listing = Listing::default();
+        for (name, chain) in
+            self.chains.iter().filter(|(name, chain)| name.starts_with("KUBE-") || chain.policy.is_some())
+        {
+            let digests = chain.rules.iter().map(|rule| stable_hash(rule.bytes())).collect();
+            listing.chains.insert(name.clone(), digests);
+            let udp = chain.rules.iter().filter(|rule| rule.contains("-p udp"));
+            listing.udp.extend(udp.filter_map(|rule| Some((name.clone(), rule.parse().ok()?))));
+        }
+        listing
     }
 
     /// The rules of a chain; none if there is no such chain.

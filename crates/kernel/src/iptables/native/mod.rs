@@ -4,6 +4,7 @@
 //! is written here is the same, byte for byte, so that the programs list it, change it and delete it as their own.
 
 mod attribute;
+mod decode;
 mod encode;
 
 use std::collections::HashMap;
@@ -14,10 +15,11 @@ use self::{
     attribute::Attributes,
     encode::{Encoded, encode, without_counts},
 };
-use super::{Edit, Rule, Table, prefix};
+use super::{Edit, Listing, Rule, Table, prefix, saved::text_digest};
 use crate::{
     Error, Result,
     netlink::{Protocol, Socket, attributes, flags, push_message},
+    stable_hash,
 };
 
 /// Message types of `linux/netfilter/nf_tables.h`.
@@ -26,6 +28,7 @@ const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = 0;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const DEL_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
@@ -33,7 +36,7 @@ const DEL_RULE: u16 = 8;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
 /// A transaction is sent when it has so many bytes.
-const ENOUGH: usize = 16 << 20;
+const ENOUGH: usize = 32 << 20;
 
 /// A socket to nf_tables.
 #[derive(Debug)]
@@ -135,6 +138,33 @@ impl Native {
         Ok(())
     }
 
+    /// A table in short: chain by chain, since all rules at once can be a gigabyte.
+    pub(super) fn listing(&mut self, family: Family, table: Table) -> Result<Listing> {
+        let place = Place { family, table };
+        let what = format_args!("list the chains of {}", prefix(family));
+        let messages = self.0.dump(SUBSYSTEM << 8 | GET_CHAIN, 0, &[place.number(), 0, 0, 0], what)?;
+        let named = |payload: &[u8]| {
+            let text = |wanted| {
+                let (_, value) = attributes(payload.get(4..)?).find(|(kind, _)| *kind == wanted)?;
+                Some(String::from_utf8_lossy(value.strip_suffix(&[0])?).into_owned())
+            };
+            let (of, name) = (text(1)?, text(3)?);
+            let counts = name.starts_with("KUBE-") || table.builtin_chains().contains(&name.as_str());
+            (of == table.name() && counts).then_some(name)
+        };
+        let names: Vec<String> = messages.iter().filter_map(|message| named(message.payload)).collect();
+        let mut listing = Listing::default();
+        for name in names {
+            let mut digests = Vec::new();
+            for (expressions, _) in self.list(place, &name)? {
+                digests.push(stable_hash(expressions.iter().copied()));
+                listing.udp.extend(decode::udp(&expressions, family).map(|rule| (name.clone(), rule)));
+            }
+            listing.chains.insert(name, digests);
+        }
+        Ok(listing)
+    }
+
     /// The rules of a chain.
     fn list(&mut self, place: Place, chain: &str) -> Result<Listed> {
         let mut body = Attributes(vec![place.number(), 0, 0, 0]);
@@ -171,6 +201,14 @@ impl Native {
             return Err(refusal.into_error(format_args!("{what}, chain {chain}")));
         }
         if answer.acknowledged.contains(&last) { Ok(()) } else { Err(Error::Overrun { what: what.to_string() }) }
+    }
+}
+
+/// The digest of a rule by its expressions.
+pub(super) fn digest(family: Family, rule: &Rule) -> u64 {
+    match encode(rule, family) {
+        Some(encoded) => stable_hash(encoded.expressions),
+        None => text_digest(family, rule),
     }
 }
 

@@ -3,7 +3,7 @@
 use podwire_kernel::iptables::Iptables;
 use podwire_model::Family;
 
-use super::{failed, found::Found, render::backends, state::FamilyState};
+use super::{failed, found, render::backends, state::FamilyState};
 use crate::{
     Changes, Result,
     mode::{Applied, FAMILIES, Mode, Settings},
@@ -93,8 +93,7 @@ impl<K: Iptables> Mode for IptablesMode<K> {
 /// What iptables refused.
 pub fn remove(iptables: &mut impl Iptables) -> Result<()> {
     for family in FAMILIES {
-        let found = Found::read(iptables, family).map_err(failed)?;
-        for (table, edits) in found.removal() {
+        for (table, edits) in found::removal(iptables, family).map_err(failed)? {
             iptables.edit(family, table, &mut edits.into_iter()).map_err(failed)?;
         }
     }

@@ -3,13 +3,13 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt::{self, Write as _},
     net::IpAddr,
 };
 
 use podwire_kernel::{
     Result,
-    iptables::{Edit, Iptables, Is, Rule, Table, Target},
+    iptables::{Digest, Edit, Iptables, Is, Rule, Table, Target},
+    stable_hash,
 };
 use podwire_model::{Family, Name, Protocol};
 
@@ -232,7 +232,8 @@ impl FamilyState {
         iptables.edit(family, Table::Mangle, &mut mangle.into_iter())?;
         iptables.edit(family, Table::Filter, &mut filter_first.into_iter())?;
         // Chains are rendered when it is their turn: there can be hundreds of thousands.
-        let chains = dirty.into_iter().flat_map(|key| self.chains(key, settings, &mut outcome.borrow_mut()));
+        let how = (settings, iptables.digest());
+        let chains = dirty.into_iter().flat_map(|key| self.chains(key, how, &mut outcome.borrow_mut()));
         let remove = std::iter::once_with(|| removals(&mut outcome.borrow_mut())).flatten();
         iptables.edit(family, Table::Nat, &mut nat_first.into_iter().chain(chains).chain(nat_last).chain(remove))?;
         let outcome = outcome.into_inner();
@@ -242,7 +243,7 @@ impl FamilyState {
     }
 
     /// The chains of one Service port that differ from what the kernel holds.
-    fn chains(&self, key: PortKey, settings: &Settings, outcome: &mut Outcome) -> Vec<Edit> {
+    fn chains(&self, key: PortKey, (settings, digest): (&Settings, Digest), outcome: &mut Outcome) -> Vec<Edit> {
         let chains = self.port(&key).chains(settings);
         let had = self.ports.get(&key).map_or(&[][..], |port| &port.chains);
         outcome.gone.extend(had.iter().filter(|chain| self.held.contains_key(chain)));
@@ -252,7 +253,7 @@ impl FamilyState {
         outcome.ports.push((key, chains.keys().copied().collect()));
         let mut edits = Vec::new();
         for (chain, rules) in chains {
-            let hash = hash(rules.iter().map(|rule| rule.display(self.family)));
+            let hash = hash(rules.iter().map(|rule| digest(self.family, rule)));
             if self.held.get(&chain) != Some(&hash) {
                 outcome.hashes.push((chain, hash));
                 edits.push(Edit::Replace { chain: chain.to_string(), rules });
@@ -319,20 +320,7 @@ fn cluster_ip_rule(address: IpAddr) -> Rule {
     Rule { destination: Some(Is::equal(address.into())), ..refuse }
 }
 
-/// A hash of printed rules, the same for every run of this program.
-pub fn hash(rules: impl Iterator<Item = impl fmt::Display>) -> u64 {
-    /// FNV-1a, fed as text is written.
-    struct Fnv(u64);
-    impl fmt::Write for Fnv {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-            Ok(())
-        }
-    }
-    let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
-    for rule in rules {
-        // It cannot fail.
-        let _ = writeln!(fnv, "{rule}");
-    }
-    fnv.0
+/// A hash of the rules of a chain, from the digest of each.
+pub fn hash(digests: impl Iterator<Item = u64>) -> u64 {
+    stable_hash(digests.flat_map(u64::to_ne_bytes))
 }
