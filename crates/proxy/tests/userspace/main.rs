@@ -1,0 +1,8 @@
+//! The userspace mode: its rules over fakes, its relay over real sockets.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod changes;
+mod real;
+mod tcp;
+mod udp;
