@@ -12,7 +12,7 @@ use podwire_testkit::{
 
 use super::table::{settings, tracker};
 
-fn nft(arguments: &[&str]) -> String {
+pub fn nft(arguments: &[&str]) -> String {
     let output = Command::new("nft").args(arguments).output().expect("nft is installed");
     assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -37,6 +37,9 @@ fn nft_prints_the_ruleset_as_it_is_meant() {
         tracker.set_slices([slice("web", 8080, &["10.244.0.2@node1", "10.244.1.2@node2"])]);
         let mut mode = Nftables::new(Kernel::open().unwrap(), settings(&world));
         mode.apply(tracker.take_changes().unwrap()).unwrap();
+        if std::env::var_os("GOLDEN").is_some() {
+            std::fs::write("/tmp/ruleset.nft", listed()).unwrap();
+        }
         assert_eq!(listed(), include_str!("ruleset.nft"));
     });
 }

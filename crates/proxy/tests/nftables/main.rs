@@ -4,4 +4,6 @@
 
 mod changes;
 mod golden;
+mod repair;
+mod semantics;
 mod table;

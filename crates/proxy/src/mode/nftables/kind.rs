@@ -94,6 +94,14 @@ impl FromStr for Pick {
     }
 }
 
+impl Pick {
+    /// The same way with one endpoint less, as many, and one more.
+    pub fn near(self) -> impl Iterator<Item = Self> {
+        let counts = self.count.saturating_sub(1).max(1)..=self.count.saturating_add(1);
+        counts.map(move |count| Self { count, ..self })
+    }
+}
+
 impl Kind {
     /// What a treatment does with inside or outside traffic; `None` if outside traffic is treated like inside traffic.
     pub fn of(frontend: &Frontend, treatment: &Treatment, outside: bool) -> Option<Self> {

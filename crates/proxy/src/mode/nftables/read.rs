@@ -166,8 +166,7 @@ impl TableState {
                 let Some((frontend, number)) = frontend.zip(map::number_of(&element.data)) else { continue };
                 self.side(frontend, outside).service = Some((number, element.comment.unwrap_or_else(|| "".into())));
                 if let Some(Kind::Pick(pick)) = self.numbers.kind(number) {
-                    *self.users.entry(pick).or_default() += 1;
-                    self.picks.want(pick, ());
+                    self.use_pick(pick);
                 }
             }
         }

@@ -269,8 +269,7 @@ impl TableState {
             return;
         }
         if let Some(Kind::Pick(pick)) = after {
-            *self.users.entry(pick).or_default() += 1;
-            self.picks.want(pick, ());
+            self.use_pick(pick);
         }
         if let Some(Kind::Pick(pick)) = before
             && let Some(users) = self.users.get_mut(&pick)
@@ -278,7 +277,25 @@ impl TableState {
             *users -= 1;
             if *users == 0 {
                 self.users.remove(&pick);
-                self.picks.unwant(&pick);
+                self.unwant_pick(pick);
+            }
+        }
+    }
+
+    /// A pick is used: its chain is wanted at once, those for one endpoint more and one less in good time. (The kernel
+    /// goes through every element of a map when a new chain begins to look into it: docs/adr/0007.)
+    pub(super) fn use_pick(&mut self, pick: Pick) {
+        *self.users.entry(pick).or_default() += 1;
+        for near in pick.near().filter(|near| self.picks.desired(near).is_none()).collect::<Vec<_>>() {
+            self.picks.want(near, ());
+        }
+    }
+
+    /// A pick is no longer used.
+    fn unwant_pick(&mut self, pick: Pick) {
+        for near in pick.near() {
+            if !near.near().any(|user| self.users.contains_key(&user)) {
+                self.picks.unwant(&near);
             }
         }
     }
@@ -337,26 +354,39 @@ impl TableState {
         match stage {
             Stage::Prepare => self.write_prepared(batch, settings),
             Stage::Switch => self.write_switched(batch, settings),
-            Stage::Tidy => self.tidy(batch),
+            Stage::Tidy => self.tidy(batch) + self.add_picks(batch, settings, |_, _| true),
         }
     }
 
     fn write_prepared(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
         let made = self.make(batch, settings);
-        let picks: Vec<Pick> = self
-            .picks
-            .pending()
-            .filter_map(|step| if let Step::Create(pick, ()) = step { Some(*pick) } else { None })
-            .collect();
-        for pick in &picks {
+        let chains = self.add_picks(batch, settings, |users, pick| users.contains_key(pick));
+        self.take_items(Stage::Prepare);
+        made + chains + self.write_endpoints(batch, settings)
+    }
+
+    /// Appends chains that are wanted and not there, and the kinds that lead to them; returns how many chains.
+    fn add_picks(
+        &mut self,
+        batch: &mut Batch,
+        settings: &Settings,
+        now: impl Fn(&HashMap<Pick, usize>, &Pick) -> bool,
+    ) -> usize {
+        let missing = self.picks.pending().filter_map(|step| match step {
+            Step::Create(pick, ()) if now(&self.users, pick) => Some(*pick),
+            _ => None,
+        });
+        let missing: Vec<Pick> = missing.collect();
+        let mut kinds = Work::default();
+        for pick in &missing {
             pick.add(batch, &self.table, self.family, settings);
             let kind = Kind::Pick(*pick);
             let number = self.numbers.number(&kind);
-            self.prepare.change(Map::Kinds, None, Some(kind_element(number, &kind)));
+            kinds.change(Map::Kinds, None, Some(kind_element(number, &kind)));
             self.picks.is(*pick, ());
         }
-        self.take_items(Stage::Prepare);
-        made + picks.len() + self.write_endpoints(batch, settings)
+        kinds.write(batch, &self.table, self.family, &mut self.rooms);
+        missing.len()
     }
 
     fn write_switched(&mut self, batch: &mut Batch, settings: &Settings) -> usize {
@@ -425,12 +455,9 @@ impl TableState {
                 }
             }
         }
-        let unused: Vec<Pick> = self
-            .picks
-            .pending()
-            .filter_map(|step| if let Step::Delete(pick, ()) = step { Some(*pick) } else { None })
-            .collect();
-        let (going, young): (Vec<Pick>, Vec<Pick>) = unused.into_iter().partition(|pick| aged.picks.contains(pick));
+        let unused = self.picks.pending();
+        let unused = unused.filter_map(|step| if let Step::Delete(pick, ()) = step { Some(*pick) } else { None });
+        let (going, young): (Vec<Pick>, Vec<Pick>) = unused.partition(|pick| aged.picks.contains(pick));
         self.aged.picks.extend(young);
         for pick in &going {
             let number = self.numbers.number(&Kind::Pick(*pick));
@@ -498,7 +525,27 @@ impl TableState {
         fixed.write(batch, &self.table, self.family, &mut self.rooms);
         self.presence = Presence::Unfinished;
         self.is_outgrown = false;
+        self.expect_picks();
+        self.add_picks(batch, settings, |_, _| true);
         batch.len() - before
+    }
+
+    /// Wants the chains that will be used: they are made while the maps are empty.
+    fn expect_picks(&mut self) {
+        let mut expected = BTreeSet::new();
+        for (frontend, treatment) in &self.wanted {
+            let kinds = [false, true].map(|outside| Kind::of(frontend, treatment, outside));
+            for kind in kinds.into_iter().flatten() {
+                // As it will be after the number has been given.
+                let number = self.numbers.number(&kind);
+                if let Some(Kind::Pick(pick)) = self.numbers.kind(number) {
+                    expected.extend(pick.near());
+                }
+            }
+        }
+        for pick in expected {
+            self.picks.want(pick, ());
+        }
     }
 
     /// How many elements the larger maps will have.
@@ -534,7 +581,8 @@ const fn item_stage(step: &Step<'_, Item, Data>) -> Stage {
     match step {
         Step::Delete(Item::Hairpin(_) | Item::Sticky(..) | Item::StickyNumber(..), _) => Stage::Tidy,
         Step::Delete(..) => Stage::Switch,
-        Step::Create(Item::ClusterIp(_), _) | Step::Replace(Item::ClusterIp(_), ..) => Stage::Switch,
+        // A range may overlap one that goes: the kernel takes that in one transaction only.
+        Step::Create(Item::ClusterIp(_) | Item::Allowed(..), _) => Stage::Switch,
         Step::Create(..) | Step::Replace(..) => Stage::Prepare,
     }
 }

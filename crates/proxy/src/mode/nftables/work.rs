@@ -65,10 +65,10 @@ impl Rooms {
         self.0.entry(map).or_default()
     }
 
-    /// The room of an empty map that shall have `expected` elements: as many again may come without the kernel's hash
-    /// table, whose buckets are never more, becoming slow.
+    /// The room of an empty map that shall have `expected` elements: half as many again. The kernel makes one to two
+    /// buckets for each and never more, and looks at all of them again for every 32 KiB of a dump.
     pub fn reserve(&mut self, map: Map, expected: usize) -> u32 {
-        let size = ((2 * expected).next_power_of_two() as u32).max(map.smallest_size());
+        let size = ((expected + expected / 2) as u32).max(map.smallest_size());
         *self.room(map) = Room { held: 0, size };
         size
     }
