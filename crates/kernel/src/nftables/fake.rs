@@ -249,12 +249,10 @@ fn delete_chain(state: &mut TableState, chain: &Name) -> Result<(), Errno> {
 
 fn add_rule(state: &mut TableState, chain: &Name, rule: &Rule, handle: u64) -> Result<(), Errno> {
     for expr in &rule.expressions {
-        match expr {
-            Expr::Verdict(verdict) => known_target(state, verdict)?,
-            other => match other.set() {
-                Some(set) => fits(expr, &state.sets.get(set).ok_or(libc::ENOENT)?.set)?,
-                None => {}
-            },
+        if let Expr::Verdict(verdict) = expr {
+            known_target(state, verdict)?;
+        } else if let Some(set) = expr.set() {
+            fits(expr, &state.sets.get(set).ok_or(libc::ENOENT)?.set)?;
         }
     }
     state.chains.get_mut(chain).ok_or(libc::ENOENT)?.rules.push((handle, rule.clone()));

@@ -80,7 +80,7 @@ fn a_restart_puts_rules_right_that_do_something_else() {
 
 /// The kernel lists chains and elements in the order in which they came.
 fn sorted(ruleset: &str) -> Vec<String> {
-    let words = ruleset.replace("elements = {", "").replace('}', "").replace('{', "");
+    let words = ruleset.replace("elements = {", "").replace(['}', '{'], "");
     let mut lines: Vec<String> = words.split(['\n', ',']).map(|line| line.trim().to_owned()).collect();
     lines.sort();
     lines.retain(|line| !line.is_empty());
