@@ -64,7 +64,7 @@ fn new_connections_never_fail_during_a_rolling_update() {
                     while !done.load(std::sync::atomic::Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(20)
                     {
                         let seen = connect(VIP.parse().unwrap(), Protocol::Tcp);
-                        assert!(matches!(seen, Seen::Answer(..)), "attempt {attempts}: {seen:?}");
+                        assert!(matches!(seen, Seen::Answer(..)), "{} mode, attempt {attempts}: {seen:?}", mode.name);
                         attempts += 1;
                     }
                     attempts
