@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, UdpSocket},
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
@@ -136,5 +137,28 @@ fn clients_of_a_dropped_relay_are_served_on() {
         drop(relay);
         thread::sleep(Duration::from_millis(1300));
         assert_eq!(ask(&socket, "after").unwrap(), "a after");
+    });
+}
+
+#[test]
+fn datagrams_that_cannot_be_sent_are_lost_and_others_are_served() {
+    with_loopback(|| {
+        let (backend, filter) = (server("a"), |command: &str, to: SocketAddr| {
+            let port = to.port().to_string();
+            let rule = ["-w", command, "OUTPUT", "-p", "udp", "--dport", &port, "-j", "DROP"];
+            assert!(Command::new("iptables-legacy").args(rule).status().unwrap().success());
+        });
+        let (_relay, pool, to) = relay(Udp, &[backend]);
+        // The sender is told: operation not permitted.
+        filter("-A", backend);
+        let socket = client(to);
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(ask(&socket, "?").is_err());
+        filter("-D", backend);
+        assert_eq!(ask(&client(to), "?").unwrap(), "a ?");
+        set(&pool, &[nobody(), nobody()]);
+        assert!(ask(&socket, "?").is_err());
+        set(&pool, &[backend]);
+        assert_eq!(ask(&client(to), "?").unwrap(), "a ?");
     });
 }

@@ -159,8 +159,14 @@ impl Udp {
                     flow.note_sent(batch, which.end - 1, now);
                     which.start += sent.max(1);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.refused(client, shared, now),
+                Err(error) if is_refusal(&error) => {
+                    self.refused(client, shared, now);
+                    if !self.by_client.contains_key(&client) {
+                        return;
+                    }
+                }
+                // No room, too large, or a firewall: these are lost, as they may be anywhere on their way.
+                Err(_) => return,
             }
         }
     }
@@ -255,11 +261,11 @@ impl Udp {
             let Some(flow) = self.flows.get_mut(&id) else { return };
             let more = match self.batch.receive(&flow.socket) {
                 Ok(more) => more,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
+                Err(error) if is_refusal(&error) => {
                     let client = flow.client;
                     return self.refused(client, shared, now);
                 }
+                Err(_) => return,
             };
             flow.used = now;
             flow.answered = true;
@@ -273,6 +279,12 @@ impl Udp {
             }
         }
     }
+}
+
+/// Whether a backend, or a router on the way there, said that it does not take datagrams (ICMP).
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
 }
 
 impl Flow {
