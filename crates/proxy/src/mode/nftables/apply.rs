@@ -16,7 +16,7 @@ use crate::{
 
 /// How many endpoints are written in one transaction of a large first sync: it takes a few milliseconds, and others may
 /// have their turn in between (docs/adr/0007).
-const AT_ONCE: usize = 1 << 14;
+const AT_ONCE: usize = 1 << 13;
 
 /// The nftables mode over a kernel or a fake of it.
 #[derive(Debug)]
