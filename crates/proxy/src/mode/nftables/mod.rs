@@ -8,6 +8,7 @@ mod read;
 pub mod render;
 mod sticky;
 mod table;
+mod tidy;
 pub mod trace;
 mod work;
 
