@@ -15,31 +15,34 @@ use podwire_testkit::{
     packet_table::{self, NODE, Outcome, Row, World},
 };
 
-use super::net::{Net, Seen, connect};
+use super::net::{Net, Seen, connect, modes};
 
-/// How soon a proxy must notice what others did, and have repaired it.
+/// How soon a proxy must notice what others did.
 pub const SOON: Duration = Duration::from_secs(1);
 /// How often a proxy asks whether others did something.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// A proxy.
+/// Runs `test` for every mode, each on the node of a net of its own.
+pub fn on_node(test: impl Fn(&Net, &'static Description) + Sync) {
+    for description in modes() {
+        let Some(net) = Net::build() else { return };
+        net.at(&ip(NODE), || test(&net, description));
+    }
+}
+
+/// A proxy. It lives in one network namespace: use it on a thread that is there, see [`on_node`].
 pub struct Driver {
     tracker: Tracker,
     pub mode: Box<dyn Mode>,
 }
 
 impl Driver {
-    /// Starts on the calling thread's node. Has written nothing yet.
+    /// Starts. Has written nothing yet.
     pub fn start(description: &Description) -> Self {
         let pods = packet_table::empty().pods;
         let settings = Settings { detect_local: DetectLocal::Ranges(vec![pods]), ..Settings::default() };
         let tracker = Tracker::new(Me { node: packet_table::empty().node.into(), ..Me::default() });
         Self { tracker, mode: (description.open)(&settings).unwrap() }
-    }
-
-    /// Starts on the node of `net`.
-    pub fn start_at(net: &Net, description: &Description) -> Self {
-        net.at(&ip(NODE), || Self::start(description))
     }
 
     /// Brings a world into the kernel; returns how much was written.
@@ -49,13 +52,14 @@ impl Driver {
         self.mode.apply(self.tracker.take_changes().unwrap()).map(|applied| applied.written)
     }
 
-    /// Asks until others are noticed, and repairs then. How long it took.
+    /// Asks until others are noticed, and repairs then. How long it took to notice.
     pub fn repaired_after(&mut self) -> Option<Duration> {
         let begin = Instant::now();
         while begin.elapsed() < 5 * SOON {
             if self.mode.disturbed().unwrap() {
+                let noticed = begin.elapsed();
                 self.mode.apply(Changes::default()).unwrap();
-                return Some(begin.elapsed());
+                return Some(noticed);
             }
             sleep(Duration::from_millis(20));
         }
@@ -80,7 +84,14 @@ pub fn check_rows(net: &Net, rows: &[Row], keeps_sources: bool, when: &str) {
     for row in rows {
         for _ in 0..4 {
             let packet = row.packet;
-            let seen = net.at(&packet.from, || connect(packet.to, packet.protocol));
+            let attempt = || net.at(&packet.from, || connect(packet.to, packet.protocol));
+            let mut seen = attempt();
+            // On a machine with much else to do, no answer in time says little; never an answer says enough.
+            for _ in 0..5 {
+                if seen == Seen::Nothing && matches!(row.outcome, Outcome::Sent(_) | Outcome::Rejected) {
+                    seen = attempt();
+                }
+            }
             let right = match (&row.outcome, &seen) {
                 (Outcome::Rejected, Seen::Refused) | (Outcome::Dropped, Seen::Nothing) => true,
                 (Outcome::Untouched, Seen::Answer(endpoint, _)) => *endpoint == packet.to.ip(),
@@ -91,7 +102,7 @@ pub fn check_rows(net: &Net, rows: &[Row], keeps_sources: bool, when: &str) {
                 _ => false,
             };
             assert!(right, "{when}: {}: {seen:?}, expected {:?}", row.name, row.outcome);
-            if row.outcome == Outcome::Dropped {
+            if matches!(row.outcome, Outcome::Dropped | Outcome::Untouched) {
                 break;
             }
         }

@@ -1,22 +1,17 @@
 //! Other programs that change what a mode made.
 
-use std::{io::Write as _, process::Command};
-
-use podwire_proxy::mode::Description;
-use podwire_testkit::{
-    build::ip,
-    packet_table::{self, NODE},
-    random::Random,
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
 };
+
+use podwire_proxy::{Changes, mode::Description};
+use podwire_testkit::{packet_table, random::Random};
 
 use super::{
-    driver::{Driver, SOON, check_rows},
-    net::{Net, modes},
+    driver::{Driver, SOON, check_rows, on_node},
     random_worlds::{Objects, events},
 };
-
-/// Modes that do not listen to what others do.
-const DEAF: &[&str] = &["nftables"];
 
 /// What an administrator's program may do to a mode's work, as shell commands.
 fn vandalism(description: &Description) -> &'static [&'static str] {
@@ -40,35 +35,33 @@ fn vandalism(description: &Description) -> &'static [&'static str] {
     }
 }
 
-fn shell(net: &Net, command: &str) {
-    let output = net.at(&ip(NODE), || Command::new("sh").args(["-c", command]).output().unwrap());
+fn shell(command: &str) {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn what_others_destroy_is_noticed_and_repaired_within_a_second() {
-    for description in modes().filter(|mode| !DEAF.contains(&mode.name)) {
+    on_node(|net, description| {
         for command in vandalism(description) {
-            let Some(net) = Net::build() else { return };
-            let mut driver = Driver::start_at(&net, description);
+            let mut driver = Driver::start(description);
             driver.set(&packet_table::world()).unwrap();
-            assert!(!driver.mode.disturbed().unwrap(), "{}: own writes", description.name);
-            shell(&net, command);
+            driver.calm_down();
+            shell(command);
             let when = format!("{} mode, after {command}", description.name);
             let time = driver.repaired_after().unwrap_or_else(|| panic!("{when}: nothing was noticed"));
-            assert!(time < SOON, "{when}: repaired after {time:?}");
-            check_rows(&net, &packet_table::rows(), description.keeps_sources, &when);
+            assert!(time < SOON, "{when}: noticed after {time:?}");
+            check_rows(net, &packet_table::rows(), description.keeps_sources, &when);
             driver.calm_down();
             assert!(!driver.mode.disturbed().unwrap(), "{when}: own repairs");
         }
-    }
+    });
 }
 
 #[test]
 fn own_writes_are_nobody_elses() {
-    for description in modes() {
-        let Some(net) = Net::build() else { return };
-        let mut driver = Driver::start_at(&net, description);
+    on_node(|_, description| {
+        let mut driver = Driver::start(description);
         let (mut random, mut objects) = (Random::new(3), Objects::default());
         for round in 0..20 {
             events(&mut random, 20).iter().for_each(|event| objects.take(event));
@@ -77,39 +70,40 @@ fn own_writes_are_nobody_elses() {
             driver.mode.tidy().unwrap();
             assert!(!driver.mode.disturbed().unwrap(), "{} mode, round {round}: tidying", description.name);
         }
-    }
+    });
 }
 
 /// So many notifications that a socket cannot hold them; among them one that matters.
 #[test]
 fn lost_notifications_count_as_interference() {
-    for description in modes().filter(|mode| mode.name == "nftables" && !DEAF.contains(&mode.name)) {
-        let Some(net) = Net::build() else { return };
-        let mut driver = Driver::start_at(&net, description);
+    let mut flood = String::from("add table ip flood\nadd set ip flood s { type ipv4_addr; }\n");
+    for number in 0..60_000 {
+        flood += &format!("add element ip flood s {{ 10.0.{}.{} }}\n", number >> 8, number & 255);
+    }
+    let load = || {
+        let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        nft.stdin.take().unwrap().write_all(flood.as_bytes()).unwrap();
+        assert!(nft.wait().unwrap().success());
+    };
+    on_node(|net, description| {
+        if description.name != "nftables" {
+            return;
+        }
+        let mut driver = Driver::start(description);
         driver.set(&packet_table::world()).unwrap();
         assert!(!driver.mode.disturbed().unwrap());
-        let mut flood = String::from("add table ip flood\nadd set ip flood s { type ipv4_addr; }\n");
-        for number in 0..60_000 {
-            flood += &format!("add element ip flood s {{ 10.0.{}.{} }}\n", number >> 8, number & 255);
-        }
-        let load = || {
-            let mut nft = Command::new("nft").args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
-            nft.stdin.take().unwrap().write_all(flood.as_bytes()).unwrap();
-            assert!(nft.wait().unwrap().success());
-        };
-        net.at(&ip(NODE), load);
-        shell(&net, "nft flush map ip podwire services");
-        net.at(&ip(NODE), load);
+        load();
+        shell("nft flush map ip podwire services");
+        load();
         assert!(driver.repaired_after().is_some_and(|time| time < SOON));
-        check_rows(&net, &packet_table::rows(), description.keeps_sources, "after a flood of notifications");
-    }
+        check_rows(net, &packet_table::rows(), description.keeps_sources, "after a flood of notifications");
+    });
 }
 
 #[test]
 fn two_proxies_at_once_settle_when_one_ends() {
-    for description in modes() {
-        let Some(net) = Net::build() else { return };
-        let (mut first, mut second) = (Driver::start_at(&net, description), Driver::start_at(&net, description));
+    on_node(|net, description| {
+        let (mut first, mut second) = (Driver::start(description), Driver::start(description));
         let states = packet_table::history();
         for (one, other) in states.iter().zip(states.iter().rev()) {
             // Either may be refused what the other has changed under it; it comes back to that later.
@@ -117,7 +111,7 @@ fn two_proxies_at_once_settle_when_one_ends() {
             let _ = second.set(other);
             for driver in [&mut first, &mut second] {
                 if driver.mode.disturbed().unwrap() {
-                    let _ = driver.mode.apply(podwire_proxy::Changes::default());
+                    let _ = driver.mode.apply(Changes::default());
                 }
             }
         }
@@ -125,6 +119,6 @@ fn two_proxies_at_once_settle_when_one_ends() {
         let _ = first.set(&packet_table::world());
         first.calm_down();
         let when = format!("{} mode, after two proxies", description.name);
-        check_rows(&net, &packet_table::rows(), description.keeps_sources, &when);
-    }
+        check_rows(net, &packet_table::rows(), description.keeps_sources, &when);
+    });
 }

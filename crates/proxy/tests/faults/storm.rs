@@ -14,8 +14,8 @@ use podwire_testkit::{
 };
 
 use super::{
-    driver::Driver,
-    net::{Net, modes},
+    driver::{Driver, on_node},
+    net::Net,
 };
 
 /// How many endpoints come and go in all …
@@ -27,20 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
 fn no_connection_fails_in_a_storm_of_changes() {
-    for description in modes() {
-        let Some(net) = Net::build() else { return };
-        let mut driver = Driver::start_at(&net, description);
+    on_node(|net, description| {
+        let mut driver = Driver::start(description);
         driver.set(&world(&[POD_A])).unwrap();
-        let done = AtomicBool::new(false);
+        let done = &AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let clients: Vec<_> = [NODE, OUTSIDE, POD_A, POD_B]
-                .map(|from| {
-                    scope.spawn({
-                        let (net, done) = (&net, &done);
-                        move || attempts(net, from, done)
-                    })
-                })
-                .into();
+            let clients = [NODE, OUTSIDE, POD_A, POD_B].map(|from| scope.spawn(move || attempts(net, from, done)));
             storm(&mut driver);
             done.store(true, Ordering::Relaxed);
             for client in clients {
@@ -48,7 +40,7 @@ fn no_connection_fails_in_a_storm_of_changes() {
                 assert!(attempts > 20, "{} mode: only {attempts} attempts", description.name);
             }
         });
-    }
+    });
 }
 
 fn world(endpoints: &[&str]) -> World {
