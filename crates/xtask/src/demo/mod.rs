@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: the seed's demos on a three-node lab, each step as a user would type it, with what came back.
 
+mod modes;
 mod scenes;
 mod stage;
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::stage::Stage;
+use super::{modes, stage::Stage};
 
 const HELLO: &str = r#"Hello MyApp | Version: v2 | <a href="hostname.html">Pod Name</a>"#;
 /// Requests of one balance check: with three pods, each misses all of them with a chance of (2/3)^60 ≈ 10⁻¹¹.
@@ -22,6 +22,7 @@ pub fn play(stage: &mut Stage) -> Result<()> {
     headless(stage)?;
     node_port(stage)?;
     rolling_update(stage)?;
+    modes::play(stage)?;
     other_types(stage)?;
     pod_to_pod(stage)?;
     pod_to_outside(stage)?;
@@ -244,12 +245,12 @@ fn first_answer(stage: &Stage) -> Result<String> {
     Ok(address)
 }
 
-fn rolled_out(stage: &mut Stage) {
+pub(super) fn rolled_out(stage: &mut Stage) {
     stage.show("kubectl rollout status deployment/demo2 --timeout=60s").prints("rolled out", "successfully rolled out");
 }
 
 /// Asks many times and counts who answered.
-fn balance(stage: &mut Stage, from: &str, url: &str, pods: usize) {
+pub(super) fn balance(stage: &mut Stage, from: &str, url: &str, pods: usize) {
     let command = format!(
         "podwire lab exec {from} -- sh -c 'for i in $(seq {REQUESTS}); do curl -s {url}; done' | sort | uniq -c"
     );
@@ -318,7 +319,7 @@ fn capture_settles(stage: &Stage) -> Result<()> {
 }
 
 /// Repeats a command until it succeeds.
-fn wait(stage: &Stage, command: &str) -> Result<()> {
+pub(super) fn wait(stage: &Stage, command: &str) -> Result<()> {
     until(|| stage.ask(command).ok()).map(drop).with_context(|| format!("waited 30 s in vain for: {command}"))
 }
 
