@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: the seed's demos on a three-node lab, each step as a user would type it, with what came back.
 
+mod ipvs;
 mod modes;
 mod scenes;
 mod stage;
@@ -17,6 +18,7 @@ pub fn run(args: &[&str]) -> Result<()> {
     let keep = match args {
         [] => false,
         ["--keep"] => true,
+        ["--in-machine", binaries] => return ipvs::inside(binaries),
         other => bail!("unknown argument {}; there is --keep", other.join(" ")),
     };
     setup::run()?;
@@ -30,6 +32,7 @@ pub fn run(args: &[&str]) -> Result<()> {
         stage.show("podwire lab down").succeeds("the lab is gone");
     }
     played?;
+    ipvs::play(&mut stage)?;
     stage.verdict()
 }
 

@@ -7,6 +7,9 @@ use super::{
     stage::Stage,
 };
 
+/// The seed's own command.
+pub(super) const DELETE_PODS: &str =
+    r#"kubectl get pod -n kube-system | grep kube-proxy | awk '{system("kubectl delete pod "$1" -n kube-system")}'"#;
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
 /// Changes the mode under a client that never stops asking, and looks at what each mode leaves in the kernel.
@@ -19,7 +22,7 @@ pub fn play(stage: &mut Stage) -> Result<()> {
     for (mode, look) in
         [("iptables", iptables as fn(&mut Stage, &str)), ("userspace", userspace), ("nftables", nftables)]
     {
-        edit(stage, mode)?;
+        edit(stage, mode);
         carried_by(stage, mode)?;
         look(stage, &address);
         balance(stage, "node1", &format!("http://{address}/hostname.html"), 3);
@@ -33,9 +36,8 @@ pub fn play(stage: &mut Stage) -> Result<()> {
 /// The seed's own procedure: edit, then delete the pods. Here for a mode that this kernel may not have.
 fn restart(stage: &mut Stage, address: &str) -> Result<()> {
     stage.title("mode: \"ipvs\", by the seed's own commands");
-    edit(stage, "ipvs")?;
-    let delete = r#"kubectl get pod -n kube-system | grep kube-proxy | awk '{system("kubectl delete pod "$1" -n kube-system")}'"#;
-    stage.show(delete).prints("the seed's awk deletes the pods", "deleted");
+    edit(stage, "ipvs");
+    stage.show(DELETE_PODS).prints("the seed's awk deletes the pods", "deleted");
     stage
         .show("kubectl rollout status -n kube-system daemonset/kube-proxy --timeout=60s")
         .prints("the DaemonSet makes new ones", "successfully rolled out");
@@ -53,19 +55,18 @@ fn restart(stage: &mut Stage, address: &str) -> Result<()> {
             .prints("an Event on the Node says why", "ip_vs");
     }
     balance(stage, "node1", &format!("http://{address}/hostname.html"), 3);
-    edit(stage, "nftables")?;
+    edit(stage, "nftables");
     carried_by(stage, "nftables")?;
     rolled_out(stage);
     Ok(())
 }
 
 /// `kubectl edit` with an editor that changes the line.
-fn edit(stage: &mut Stage, mode: &str) -> Result<()> {
+pub(super) fn edit(stage: &mut Stage, mode: &str) {
     let editor = format!(r#"KUBE_EDITOR='sed -i "s/mode: .*/mode: {mode}/"'"#);
     stage
         .show(&format!("{editor} kubectl edit cm kube-proxy -n kube-system"))
         .prints(&format!("the ConfigMap says mode: {mode}"), "configmap/kube-proxy edited");
-    Ok(())
 }
 
 fn carried_by(stage: &mut Stage, mode: &str) -> Result<()> {

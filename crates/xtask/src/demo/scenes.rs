@@ -239,7 +239,7 @@ fn mistakes(stage: &mut Stage) {
 }
 
 /// Waits until the Service's address answers and returns the address.
-fn first_answer(stage: &Stage) -> Result<String> {
+pub(super) fn first_answer(stage: &Stage) -> Result<String> {
     let address = stage.ask("kubectl get svc myservice -o jsonpath='{.spec.clusterIP}'")?;
     wait(stage, &format!("podwire lab exec node1 -- curl -sf -m 1 http://{address}/"))?;
     Ok(address)

@@ -2,7 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -17,6 +17,7 @@ const SHOWN_LINES: usize = 24;
 /// Where the scenes are played: one lab, one search path, one count of failures.
 pub struct Stage {
     lab: String,
+    binaries: PathBuf,
     path: String,
     kubeconfig: Option<String>,
     colour: bool,
@@ -29,8 +30,13 @@ impl Stage {
     /// A stage for the lab `lab` with the executables in `binaries` first on the search path.
     pub fn new(lab: &str, binaries: PathBuf) -> Self {
         let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
-        let colour = std::io::stdout().is_terminal();
-        Self { lab: lab.into(), path, kubeconfig: None, colour, quiet: false, passed: 0, failed: Vec::new() }
+        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self { lab: lab.into(), binaries, path, kubeconfig: None, colour, quiet: false, passed: 0, failed: Vec::new() }
+    }
+
+    /// The folder of the executables.
+    pub fn binaries(&self) -> &Path {
+        &self.binaries
     }
 
     /// From now on prints only what fails.
