@@ -15,6 +15,19 @@ pub enum Error {
         source: podwire_kernel::Error,
     },
 
+    /// The kernel does not have what the mode needs.
+    #[error("{mode} mode cannot run here: {what}: {remedy} ({source})")]
+    Missing {
+        /// Which mode needs it.
+        mode: &'static str,
+        /// What there is not.
+        what: &'static str,
+        /// How to bring it.
+        remedy: &'static str,
+        /// What was tried, on what.
+        source: podwire_kernel::Error,
+    },
+
     /// `mode:` of the configuration names none of [`mode::MODES`](crate::mode::MODES).
     #[error("proxy mode {name:?} is not supported; supported: {supported}")]
     UnknownMode {

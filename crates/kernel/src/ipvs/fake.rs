@@ -190,7 +190,11 @@ impl Ipvs for Fake {
         let mut failed = None;
         for change in changes {
             if let Err(errno) = self.change_one(change) {
-                failed.get_or_insert_with(|| Error::refused(change, errno));
+                failed.get_or_insert_with(|| Error::Refused {
+                    what: change.to_string(),
+                    errno,
+                    message: change.explain(errno),
+                });
             }
         }
         failed.map_or(Ok(()), Err)

@@ -87,10 +87,13 @@ impl Ipvs for Kernel {
             if !heard {
                 return Err(Error::Overrun { what: "change IPVS".to_owned() });
             }
-            if let (None, Some(refusal)) = (&failed, answer.refused.into_iter().next()) {
+            if let (None, Some(mut refusal)) = (&failed, answer.refused.into_iter().next()) {
                 let at = sequences.iter().position(|sequence| *sequence == refusal.sequence);
                 failed = Some(match at.and_then(|at| batch.get(at)) {
-                    Some(change) => refusal.into_error(format_args!("{change}")),
+                    Some(change) => {
+                        refusal.message = refusal.message.or_else(|| change.explain(refusal.errno));
+                        refusal.into_error(format_args!("{change}"))
+                    }
                     None => refusal.into_error(format_args!("change IPVS")),
                 });
             }

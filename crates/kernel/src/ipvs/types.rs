@@ -166,3 +166,17 @@ impl fmt::Display for Change {
         }
     }
 }
+
+impl Change {
+    /// Why the kernel refused it, where that is plain and the kernel does not say so.
+    pub(super) fn explain(&self, errno: i32) -> Option<String> {
+        match self {
+            Self::AddService(Service { scheduler, .. }) | Self::SetService(Service { scheduler, .. })
+                if errno == libc::ENOENT =>
+            {
+                Some(format!("there is no scheduler {scheduler} (is the module ip_vs_{scheduler} loaded?)"))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Proxy modes: each spells the same plan in one of the kernel's languages.
 
 pub mod iptables;
+pub mod ipvs;
 pub mod nftables;
 pub mod userspace;
 
@@ -123,7 +124,7 @@ pub struct Description {
 }
 
 /// Every mode there is.
-pub const MODES: &[Description] = &[nftables::MODE, iptables::MODE, userspace::MODE];
+pub const MODES: &[Description] = &[nftables::MODE, iptables::MODE, ipvs::MODE, userspace::MODE];
 
 /// The mode of that name.
 ///

@@ -5,11 +5,13 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use podwire_kernel::{
     iptables::{self, Table},
     nftables::Fake,
+    route::{Address, Route as _},
 };
-use podwire_model::Family;
+use podwire_model::{Family, Service};
 use podwire_proxy::mode::{
     DetectLocal, Mode, Settings,
     iptables::{IptablesMode, trace as iptables_trace},
+    ipvs::{Ipvs, kernel::Fake as FakeKernel, trace as ipvs_trace},
     nftables::{
         Nftables,
         trace::{self, Fate},
@@ -44,6 +46,7 @@ pub type Maker = (&'static str, fn(Option<u64>) -> Box<dyn Subject>);
 pub const SUBJECTS: &[Maker] = &[
     ("nftables", |fail| Box::new(OverNftables::new(fail))),
     ("iptables", |fail| Box::new(OverIptables::new(fail))),
+    ("ipvs", |fail| Box::new(OverIpvs::new(fail))),
     ("userspace", |fail| Box::new(OverUserspace::new(fail))),
 ];
 
@@ -184,6 +187,87 @@ impl Subject for OverIptables {
             }
         }
         lines
+    }
+}
+
+struct OverIpvs(Ipvs<FakeKernel>);
+
+impl OverIpvs {
+    fn new(fail: Option<u64>) -> Self {
+        let mut fake = FakeKernel::new();
+        for (number, address) in packet_table::empty().node_addresses.into_iter().enumerate() {
+            let device = fake.route.add_device(&format!("eth{number}"));
+            fake.route.add_address(&Address::new(device, address)).unwrap();
+        }
+        if let Some(n) = fail {
+            fake.fail_one_in(n);
+        }
+        Self(Ipvs::new(fake, settings()))
+    }
+}
+
+/// Whether a Service has an address for traffic from outside, and none has that port of it. This mode holds addresses
+/// whole: other ports are refused.
+fn is_spare_port(world: &World, packet: &Packet) -> bool {
+    let to = packet.to.ip();
+    let has = |service: &Service| {
+        let balancers = service.load_balancer.iter().filter(|ingress| !ingress.proxied).map(|ingress| ingress.ip);
+        service.external_ips.iter().copied().chain(balancers).any(|address| address == to)
+    };
+    let serves = |service: &Service| {
+        service.ports.iter().any(|port| (port.protocol, port.port) == (packet.protocol, packet.to.port()))
+    };
+    let mut holders = world.services.iter().filter(|service| has(service) && !service.headless).peekable();
+    let is_cluster_ip = world.services.iter().any(|service| service.cluster_ips.contains(&to));
+    holders.peek().is_some() && !is_cluster_ip && !holders.any(serves)
+}
+
+impl Subject for OverIpvs {
+    fn mode(&mut self) -> &mut dyn Mode {
+        &mut self.0
+    }
+
+    fn restart(&mut self) {
+        self.0 = Ipvs::new(self.0.kernel().clone(), settings());
+    }
+
+    fn heal(&mut self) {
+        self.0.kernel_mut().heal();
+    }
+
+    fn traced(&self, world: &World, packet: &Packet) -> Result<Outcome, String> {
+        use ipvs_trace::{Fate, trace};
+        let from_node = world.node_addresses.contains(&packet.from);
+        let traced = ipvs_trace::Packet {
+            source: packet.from,
+            destination: packet.to.ip(),
+            protocol: packet.protocol,
+            port: packet.to.port(),
+            input: if from_node { None } else { Some("eth0") },
+        };
+        let mut sent = BTreeSet::new();
+        for fate in trace(self.0.kernel(), traced).map_err(|unknown| unknown.to_string())? {
+            match fate {
+                Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), masqueraded)),
+                Fate::Rejected if is_spare_port(world, packet) => return Ok(Outcome::Untouched),
+                Fate::Rejected => return Ok(Outcome::Rejected),
+                Fate::Dropped => return Ok(Outcome::Dropped),
+                Fate::Untouched => return Ok(Outcome::Untouched),
+            };
+        }
+        Ok(Outcome::Sent(sent))
+    }
+
+    fn shape(&self) -> BTreeSet<String> {
+        let fake = self.0.kernel();
+        let ipvs = fake.ipvs.table().iter().map(|entry| format!("{entry:?}"));
+        let entries = fake.ipset.table().values();
+        let ipset =
+            entries.flat_map(|(set, entries)| entries.iter().map(move |entry| format!("{} {entry:?}", set.name)));
+        let mut route = fake.route.clone();
+        route.fail_every(0);
+        let addresses = route.addresses(None).unwrap().into_iter().map(|address| address.net.to_string());
+        ipvs.chain(ipset).chain(addresses).collect()
     }
 }
 

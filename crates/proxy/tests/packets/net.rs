@@ -26,9 +26,18 @@ use podwire_testkit::{
     packet_table::{NODE, OUTSIDE, POD_A, POD_B, POD_C, World},
 };
 
-/// Every mode; iptables with both kinds of programs.
+/// Modes that need a kernel with more modules than the netns tier's has: they run in the vm tier.
+const IN_THE_MACHINE_ONLY: &[&str] = &["ipvs"];
+
+/// Every mode that this tier can run; iptables with both kinds of programs. The modes that `PODWIRE_MODES` names, if it
+/// is set.
 pub fn modes() -> impl Iterator<Item = &'static Description> {
-    MODES.iter().chain([&iptables::LEGACY])
+    let in_the_machine = std::env::var_os("PODWIRE_TIER").is_some_and(|tier| tier == "vm");
+    let runs = move |mode: &&Description| in_the_machine || !IN_THE_MACHINE_ONLY.contains(&mode.name);
+    let asked = std::env::var("PODWIRE_MODES").ok();
+    let is_asked =
+        move |mode: &&Description| asked.as_ref().is_none_or(|asked| asked.split(',').any(|name| name == mode.name));
+    MODES.iter().chain([&iptables::LEGACY]).filter(runs).filter(is_asked)
 }
 
 /// How long an answer may take before the packet counts as dropped.
