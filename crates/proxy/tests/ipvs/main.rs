@@ -1,8 +1,9 @@
-//! The ipvs mode over the strict fakes.
+//! The ipvs mode over the strict fakes and, in the vm tier, over the kernel.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod changes;
 mod disturbed;
 mod golden;
+mod real;
 mod table;
