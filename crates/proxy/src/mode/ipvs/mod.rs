@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 mod apply;
+mod cleanup;
 pub mod kernel;
 mod render;
 mod rules;
@@ -9,7 +10,8 @@ mod state;
 pub mod trace;
 mod watch;
 
-pub use apply::{Ipvs, remove};
+pub use apply::Ipvs;
+pub use cleanup::remove;
 
 use podwire_kernel::ipvs::SCHEDULERS;
 
