@@ -44,7 +44,7 @@ impl Marks {
 
     /// The `number`-th mark.
     pub const fn mark(self, number: u32) -> u32 {
-        spread(Self::TAG | number % Self::COUNT, self.bit)
+        spread(Self::TAG | (number % Self::COUNT), self.bit)
     }
 
     /// Whether a mark is one of ours.
@@ -56,7 +56,7 @@ impl Marks {
 /// Moves the bits of a 31-bit number out of the way of one bit, which stays zero.
 const fn spread(number: u32, bit: u32) -> u32 {
     let below = bit.wrapping_sub(1);
-    number & below | (number & !below) << 1
+    (number & below) | ((number & !below) << 1)
 }
 
 /// The number from which the search for a free mark begins.

@@ -265,7 +265,7 @@ impl State {
         for (service, destinations) in found {
             let key = service.key;
             let is_ours = |found: &&Found| found.destination == Destination::new(found.destination.address, 1);
-            let mut backends: Vec<_> = destinations.iter().filter(is_ours).map(|found| backend(found)).collect();
+            let mut backends: Vec<_> = destinations.iter().filter(is_ours).map(backend).collect();
             backends.sort_unstable();
             let others = destinations.iter().filter(|found| !is_ours(found));
             let others: BTreeMap<_, _> =
