@@ -106,12 +106,17 @@ impl State {
             }
         }
         for (frontend, after) in changes.frontends {
-            let old = self.treatments.get(&frontend).map(unique_backends).unwrap_or_default();
-            let new = after.as_ref().map(unique_backends).unwrap_or_default();
-            if self.treatments.get(&frontend) != after.as_ref() {
-                self.treat(frontend, after);
+            let before = self.treatments.get(&frontend);
+            if before == after.as_ref() {
+                continue;
+            }
+            if frontend.protocol == Protocol::Udp {
+                let (mut old, mut new) = (sorted_backends(before), sorted_backends(after.as_ref()));
+                old.dedup();
+                new.dedup();
                 report.note_stale(frontend, &old, &new);
             }
+            self.treat(frontend, after);
         }
     }
 
@@ -149,8 +154,7 @@ impl State {
         }
         let new = self.objects(&frontend, after.as_ref());
         self.exchange(frontend.entry.family(), old, new);
-        self.count_endpoints(frontend.protocol, after.as_ref(), true);
-        self.count_endpoints(frontend.protocol, before.as_ref(), false);
+        self.count_endpoints(frontend.protocol, &sorted_backends(before.as_ref()), &sorted_backends(after.as_ref()));
         if let Way::Address(address) = frontend.entry {
             match (&before, &after) {
                 (None, Some(_)) => self.count_user(address, true),
@@ -205,18 +209,37 @@ impl State {
         }
     }
 
-    fn count_endpoints(&mut self, protocol: Protocol, treatment: Option<&Treatment>, add: bool) {
-        for backend in treatment.into_iter().flat_map(render::backends) {
-            let key = (backend.address, protocol, backend.port);
-            let count = self.endpoints.entry(key).or_default();
-            *count = if add { *count + 1 } else { count.saturating_sub(1) };
-            let exists = *count > 0;
-            if !exists {
-                self.endpoints.remove(&key);
+    /// Counts who leads to endpoints. Both lists are sorted; what is in both is passed over.
+    fn count_endpoints(&mut self, protocol: Protocol, old: &[Backend], new: &[Backend]) {
+        let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+        loop {
+            let more = match (old.peek(), new.peek()) {
+                (None, None) => return,
+                (Some(_), None) => false,
+                (None, Some(_)) => true,
+                (Some(old), Some(new)) if old < new => false,
+                (Some(old), Some(new)) if old > new => true,
+                (Some(_), Some(_)) => {
+                    _ = old.next();
+                    _ = new.next();
+                    continue;
+                }
+            };
+            if let Some(backend) = if more { new.next() } else { old.next() } {
+                self.count_endpoint((backend.address, protocol, backend.port), more);
             }
-            if self.hairpin.contains(&backend.address) {
-                self.loop_back(key, exists);
-            }
+        }
+    }
+
+    fn count_endpoint(&mut self, key: (IpAddr, Protocol, u16), more: bool) {
+        let count = self.endpoints.entry(key).or_default();
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        let exists = *count > 0;
+        if !exists {
+            self.endpoints.remove(&key);
+        }
+        if self.hairpin.contains(&key.0) {
+            self.loop_back(key, exists);
         }
     }
 
@@ -434,9 +457,11 @@ fn retire(key: ServiceKey, protocol: Protocol, address: SocketAddr, spare: &mut 
     Change::SetDestination(key, Destination::new(address, 0))
 }
 
-fn unique_backends(treatment: &Treatment) -> Vec<Backend> {
-    let unique: BTreeSet<_> = render::backends(treatment).copied().collect();
-    unique.into_iter().collect()
+/// The endpoints that a treatment may lead to, sorted; those for traffic from inside and from outside.
+fn sorted_backends(treatment: Option<&Treatment>) -> Vec<Backend> {
+    let mut backends: Vec<_> = treatment.into_iter().flat_map(render::backends).copied().collect();
+    backends.sort();
+    backends
 }
 
 fn address(backend: &Backend) -> SocketAddr {
