@@ -110,6 +110,8 @@ fn rules(saved: &[String]) -> usize {
 pub struct Real {
     programs: Programs,
     kind: Kind,
+    /// What others had done before something of ours was written, and nobody has asked about since.
+    missed: bool,
 }
 
 #[derive(Debug)]
@@ -147,7 +149,7 @@ impl Real {
             Backend::Legacy => Kind::Legacy(LegacyWatch::open()?),
             Backend::Nft => Kind::Nft { native: Native::open()?, watch: Some(NftWatch::open()?) },
         };
-        Ok(Self { programs: Programs { backend, namespace: Namespace::current(ns::Kind::Net)? }, kind })
+        Ok(Self { programs: Programs { backend, namespace: Namespace::current(ns::Kind::Net)? }, kind, missed: false })
     }
 
     /// Which kind it is.
@@ -175,10 +177,16 @@ impl Real {
         }
     }
 
-    fn look_away(&mut self) {
-        if let Kind::Nft { watch, .. } = &mut self.kind {
-            *watch = None;
-        }
+    /// Stops watching while something of ours is written; what others did before is not forgotten.
+    fn look_away(&mut self) -> Result<()> {
+        self.missed |= match &mut self.kind {
+            Kind::Legacy(watch) => watch.disturbed()?,
+            Kind::Nft { watch, .. } => match watch.take() {
+                Some(mut watch) => watch.disturbed()?,
+                None => false,
+            },
+        };
+        Ok(())
     }
 }
 
@@ -220,7 +228,7 @@ impl Iptables for Real {
         if text.is_empty() {
             return Ok(());
         }
-        self.look_away();
+        self.look_away()?;
         let done = self.programs.restore(family, text);
         let named = |table: &Table| text.lines().any(|line| line.strip_prefix('*') == Some(table.name()));
         self.look(family, Table::ALL.into_iter().filter(named))?;
@@ -232,7 +240,7 @@ impl Iptables for Real {
         if edits.peek().is_none() {
             return Ok(());
         }
-        self.look_away();
+        self.look_away()?;
         let programs = &self.programs;
         let done = match &mut self.kind {
             Kind::Legacy(_) => programs.restore(family, &edit::text(family, table, &mut edits)),
@@ -275,11 +283,12 @@ impl Iptables for Real {
     }
 
     fn disturbed(&mut self) -> Result<bool> {
-        match &mut self.kind {
-            Kind::Legacy(watch) => watch.disturbed(),
-            Kind::Nft { watch: Some(watch), .. } => watch.disturbed(),
-            Kind::Nft { watch: None, .. } => Ok(true),
-        }
+        let now = match &mut self.kind {
+            Kind::Legacy(watch) => watch.disturbed()?,
+            Kind::Nft { watch: Some(watch), .. } => watch.disturbed()?,
+            Kind::Nft { watch: None, .. } => true,
+        };
+        Ok(std::mem::take(&mut self.missed) || now)
     }
 }
 

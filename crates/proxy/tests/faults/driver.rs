@@ -7,15 +7,18 @@ use std::{
 
 use podwire_proxy::{
     Changes, Result, Tracker,
-    mode::{Description, DetectLocal, Mode, Settings},
-    plan::Me,
+    mode::{Description, Mode},
 };
 use podwire_testkit::{
     build::ip,
     packet_table::{self, NODE, Outcome, Row, World},
 };
 
-use super::net::{Net, Seen, connect, modes};
+use super::{
+    client::{Seen, connect},
+    net::{Net, modes},
+    support,
+};
 
 /// How soon a proxy must notice what others did.
 pub const SOON: Duration = Duration::from_secs(1);
@@ -39,10 +42,8 @@ pub struct Driver {
 impl Driver {
     /// Starts. Has written nothing yet.
     pub fn start(description: &Description) -> Self {
-        let pods = packet_table::empty().pods;
-        let settings = Settings { detect_local: DetectLocal::Ranges(vec![pods]), ..Settings::default() };
-        let tracker = Tracker::new(Me { node: packet_table::empty().node.into(), ..Me::default() });
-        Self { tracker, mode: (description.open)(&settings).unwrap() }
+        let world = packet_table::empty();
+        Self { tracker: support::tracker(&world), mode: (description.open)(&support::settings(&world)).unwrap() }
     }
 
     /// Brings a world into the kernel; returns how much was written.
@@ -84,7 +85,7 @@ pub fn check_rows(net: &Net, rows: &[Row], keeps_sources: bool, when: &str) {
     for row in rows {
         for _ in 0..4 {
             let packet = row.packet;
-            let attempt = || net.at(&packet.from, || connect(packet.to, packet.protocol));
+            let attempt = || net.at(&packet.from, || connect(packet.from, packet.to, packet.protocol));
             let mut seen = attempt();
             // On a machine with much else to do, no answer in time says little; never an answer says enough.
             for _ in 0..5 {
@@ -94,10 +95,10 @@ pub fn check_rows(net: &Net, rows: &[Row], keeps_sources: bool, when: &str) {
             }
             let right = match (&row.outcome, &seen) {
                 (Outcome::Rejected, Seen::Refused) | (Outcome::Dropped, Seen::Nothing) => true,
-                (Outcome::Untouched, Seen::Answer(endpoint, _)) => *endpoint == packet.to.ip(),
+                (Outcome::Untouched, Seen::Answer(endpoint, _)) => *endpoint == packet.to,
                 (Outcome::Untouched, _) => true,
                 (Outcome::Sent(to), Seen::Answer(endpoint, source)) => to.iter().any(|(address, masqueraded)| {
-                    address.ip() == *endpoint && (!keeps_sources || *masqueraded == (*source != packet.from))
+                    address == endpoint && (!keeps_sources || *masqueraded == (*source != packet.from))
                 }),
                 _ => false,
             };

@@ -45,13 +45,13 @@ fn what_others_destroy_is_noticed_and_repaired_within_a_second() {
     on_node(|net, description| {
         for command in vandalism(description) {
             let mut driver = Driver::start(description);
-            driver.set(&packet_table::world()).unwrap();
+            driver.set(&packet_table::brief().world).unwrap();
             driver.calm_down();
             shell(command);
             let when = format!("{} mode, after {command}", description.name);
             let time = driver.repaired_after().unwrap_or_else(|| panic!("{when}: nothing was noticed"));
             assert!(time < SOON, "{when}: noticed after {time:?}");
-            check_rows(net, &packet_table::rows(), description.keeps_sources, &when);
+            check_rows(net, &packet_table::brief().rows, description.keeps_sources, &when);
             driver.calm_down();
             assert!(!driver.mode.disturbed().unwrap(), "{when}: own repairs");
         }
@@ -90,13 +90,13 @@ fn lost_notifications_count_as_interference() {
             return;
         }
         let mut driver = Driver::start(description);
-        driver.set(&packet_table::world()).unwrap();
+        driver.set(&packet_table::brief().world).unwrap();
         assert!(!driver.mode.disturbed().unwrap());
         load();
         shell("nft flush map ip podwire services");
         load();
         assert!(driver.repaired_after().is_some_and(|time| time < SOON));
-        check_rows(net, &packet_table::rows(), description.keeps_sources, "after a flood of notifications");
+        check_rows(net, &packet_table::brief().rows, description.keeps_sources, "after a flood of notifications");
     });
 }
 
@@ -116,9 +116,9 @@ fn two_proxies_at_once_settle_when_one_ends() {
             }
         }
         drop(second);
-        let _ = first.set(&packet_table::world());
+        let _ = first.set(&packet_table::brief().world);
         first.calm_down();
         let when = format!("{} mode, after two proxies", description.name);
-        check_rows(net, &packet_table::rows(), description.keeps_sources, &when);
+        check_rows(net, &packet_table::brief().rows, description.keeps_sources, &when);
     });
 }

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The table's world among so many other Services that changing them takes a while.
 fn world(random: &mut Random, size: usize) -> World {
-    let mut world = packet_table::world();
+    let mut world = packet_table::brief().world;
     for number in 0..size {
         let name = format!("other-{number}");
         world.services.push(service(&name, &format!("10.97.{}.{}", number / 200, 1 + number % 200)));
@@ -96,10 +96,10 @@ fn a_killed_proxy_harms_nobody_and_the_next_one_goes_on() {
         }
         assert!(kills >= KILLS, "{mode}: only {kills} kills in {PATIENCE:?}");
         let mut last = Driver::start(description);
-        let end = packet_table::world();
+        let end = packet_table::brief().world;
         last.set(&end).unwrap();
         last.calm_down();
-        check_rows(net, &packet_table::rows(), description.keeps_sources, mode);
+        check_rows(net, &packet_table::brief().rows, description.keeps_sources, mode);
         if let Some(stream) = &stream {
             echo(stream, &format!("{mode}: at the end"));
             drop(last);

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../packets/client.rs"]
+#[allow(dead_code, reason = "made for the tests with real packets")]
+mod client;
 mod driver;
 mod interference;
 mod killed;
@@ -10,6 +13,12 @@ mod killed;
 #[allow(dead_code, reason = "made for the tests with real packets")]
 mod net;
 mod random_worlds;
+#[path = "../packets/sctp.rs"]
+mod sctp;
 mod sequences;
+#[path = "../packets/server.rs"]
+mod server;
 mod storm;
 mod subjects;
+#[path = "../support/mod.rs"]
+mod support;

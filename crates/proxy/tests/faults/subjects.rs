@@ -9,7 +9,7 @@ use podwire_kernel::{
 };
 use podwire_model::{Family, Service};
 use podwire_proxy::mode::{
-    DetectLocal, Mode, Settings,
+    Mode, Settings,
     iptables::{IptablesMode, trace as iptables_trace},
     ipvs::{Ipvs, kernel::Fake as FakeKernel, trace as ipvs_trace},
     nftables::{
@@ -51,7 +51,7 @@ pub const SUBJECTS: &[Maker] = &[
 ];
 
 fn settings() -> Settings {
-    Settings { detect_local: DetectLocal::Ranges(vec![packet_table::empty().pods]), ..Settings::default() }
+    super::support::settings(&packet_table::empty())
 }
 
 struct OverNftables(Nftables<Fake>);

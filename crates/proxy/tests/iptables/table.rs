@@ -7,27 +7,25 @@ use podwire_model::Family;
 use podwire_proxy::{
     Tracker,
     mode::{
-        DetectLocal, Mode, Settings,
+        MODES, Mode,
         iptables::{
             IptablesMode,
             trace::{self, Fate},
         },
     },
-    plan::Me,
 };
-use podwire_testkit::packet_table::{self, Outcome, Packet, World};
+use podwire_testkit::packet_table::{self, Abilities, Outcome, Packet, World, interface};
 
-pub fn settings(world: &World) -> Settings {
-    Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() }
-}
+use super::support;
+pub use super::support::settings;
 
 pub fn tracker() -> Tracker {
-    Tracker::new(Me { node: "node1".into(), ..Me::default() })
+    support::tracker(&packet_table::empty())
 }
 
 /// A tracker that knows everything of `world`.
 pub fn tracking(world: &World) -> Tracker {
-    let mut tracker = tracker();
+    let mut tracker = support::tracker(world);
     tracker.set_services(world.services.clone());
     tracker.set_slices(world.slices.clone());
     tracker
@@ -49,13 +47,13 @@ pub fn applied(world: &World) -> IptablesMode<Fake> {
 pub fn traced(fake: &Fake, world: &World, packet: &Packet) -> Outcome {
     let family = Family::of(&packet.to.ip());
     let (nat, filter) = (fake.table(family, Table::Nat), fake.table(family, Table::Filter));
-    let here = world.node_addresses.contains(&packet.from);
+    let input = interface(&packet.from);
     let packet = trace::Packet {
         source: packet.from,
         destination: packet.to.ip(),
         protocol: packet.protocol,
         port: packet.to.port(),
-        input: (!here).then_some("eth0"),
+        input: (input != "lo").then_some(input),
     };
     let tables = trace::Tables { nat: &nat, filter: &filter };
     let fates = trace::trace(tables, packet, &world.node_addresses).unwrap_or_else(|error| panic!("{error}"));
@@ -76,10 +74,16 @@ pub fn traced(fake: &Fake, world: &World, packet: &Packet) -> Outcome {
     Outcome::Sent(sent)
 }
 
+/// What iptables mode can do.
+fn abilities() -> Abilities {
+    MODES.iter().find(|mode| mode.name == "iptables").map(support::abilities).unwrap()
+}
+
 /// Every row, traced.
 pub fn assert_rows(fake: &Fake, world: &World, road: &str) {
     for row in packet_table::rows() {
-        assert_eq!(traced(fake, world, &row.packet), row.outcome, "{} ({road})", row.name);
+        let outcome = row.outcome_by(world, &abilities());
+        assert_eq!(traced(fake, world, &row.packet), outcome, "{} ({road})", row.name);
     }
 }
 
@@ -94,7 +98,7 @@ fn every_state_of_the_history_as_the_oracle_says() {
     for world in packet_table::history() {
         let mode = applied(&world);
         for row in packet_table::rows() {
-            let oracle = packet_table::expected(&world, &row.packet);
+            let oracle = packet_table::expected_by(&world, &row.packet, &abilities());
             assert_eq!(traced(mode.iptables(), &world, &row.packet), oracle, "{}", row.name);
         }
     }

@@ -81,7 +81,7 @@ fn both_kinds_of_iptables_take_the_rules_and_print_them_the_same() {
     let world = packet_table::world();
     for detect in [
         DetectLocal::Unknown,
-        DetectLocal::Ranges(vec![world.pods, "fd00:10:244::/56".parse().unwrap()]),
+        settings(&world).detect_local,
         DetectLocal::Interface("cni0".to_owned()),
         DetectLocal::InterfacePrefix("veth".to_owned()),
     ] {

@@ -6,4 +6,6 @@ mod changes;
 mod disturbed;
 mod golden;
 mod real;
+#[path = "../support/mod.rs"]
+mod support;
 mod table;

@@ -6,23 +6,21 @@ use podwire_kernel::route::{Address, Route as _};
 use podwire_proxy::{
     Tracker,
     mode::{
-        DetectLocal, Mode, Settings,
+        self, Mode,
         ipvs::{
             Ipvs,
             kernel::Fake,
             trace::{self, Fate},
         },
     },
-    plan::Me,
 };
-use podwire_testkit::packet_table::{self, Outcome, Packet, World};
+use podwire_testkit::packet_table::{self, Abilities, Outcome, Packet, World, interface};
 
-pub fn settings(world: &World) -> Settings {
-    Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() }
-}
+use super::support;
+pub use super::support::settings;
 
 pub fn tracker() -> Tracker {
-    Tracker::new(Me { node: "node1".into(), ..Me::default() })
+    support::tracker(&packet_table::empty())
 }
 
 /// A kernel with the node's addresses.
@@ -51,14 +49,14 @@ pub fn bring(mode: &mut Ipvs<Fake>, tracker: &mut Tracker, world: &World) {
 }
 
 /// What `kernel` does with a packet.
-pub fn traced(kernel: &Fake, world: &World, packet: &Packet) -> Outcome {
-    let from_node = world.node_addresses.contains(&packet.from);
+pub fn traced(kernel: &Fake, packet: &Packet) -> Outcome {
+    let input = interface(&packet.from);
     let packet = trace::Packet {
         source: packet.from,
         destination: packet.to.ip(),
         protocol: packet.protocol,
         port: packet.to.port(),
-        input: if from_node { None } else { Some("eth0") },
+        input: (input != "lo").then_some(input),
     };
     let fates = trace::trace(kernel, packet).unwrap();
     let mut sent = BTreeSet::new();
@@ -78,10 +76,16 @@ pub fn traced(kernel: &Fake, world: &World, packet: &Packet) -> Outcome {
     Outcome::Sent(sent)
 }
 
+/// What ipvs mode can do.
+fn abilities() -> Abilities {
+    support::abilities(mode::find("ipvs").unwrap())
+}
+
 /// Every row, traced.
 pub fn assert_rows(kernel: &Fake, world: &World, road: &str) {
     for row in packet_table::rows() {
-        assert_eq!(traced(kernel, world, &row.packet), row.outcome, "{} ({road})", row.name);
+        let outcome = row.outcome_by(world, &abilities());
+        assert_eq!(traced(kernel, &row.packet), outcome, "{} ({road})", row.name);
     }
 }
 
@@ -96,8 +100,8 @@ fn every_state_of_the_history_as_the_oracle_says() {
     for world in packet_table::history() {
         let mode = applied(&world);
         for row in packet_table::rows() {
-            let oracle = packet_table::expected(&world, &row.packet);
-            assert_eq!(traced(mode.kernel(), &world, &row.packet), oracle, "{}", row.name);
+            let oracle = packet_table::expected_by(&world, &row.packet, &abilities());
+            assert_eq!(traced(mode.kernel(), &row.packet), oracle, "{}", row.name);
         }
     }
 }

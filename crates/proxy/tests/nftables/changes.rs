@@ -41,24 +41,24 @@ fn by_events(tracker: &mut Tracker, from: &World, to: &World, mut after: impl Fn
 
 /// Applies until it succeeds. After a failure the kernel is read again, a dozen operations of which any may fail too.
 fn apply(mode: &mut Nftables<Fake>, mut changes: Changes) {
-    for _ in 0..200 {
+    for _ in 0..2000 {
         if mode.apply(std::mem::take(&mut changes)).is_ok() {
             return;
         }
     }
-    panic!("did not succeed in 200 attempts");
+    panic!("did not succeed in 2000 attempts");
 }
 
 /// Tidies until nothing is left to tidy: two calls, if nothing fails.
 fn tidy(mode: &mut Nftables<Fake>) {
-    for _ in 0..200 {
+    for _ in 0..2000 {
         match mode.tidy() {
             Ok(false) => return,
             Ok(true) => {}
             Err(_) => apply(mode, Changes::default()),
         }
     }
-    panic!("is not tidy after 200 attempts");
+    panic!("is not tidy after 2000 attempts");
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn ipv6_services_have_a_table_of_their_own() {
         mode.apply(tracker.take_changes().unwrap()).unwrap();
         assert!(mode.tidy().unwrap());
         assert!(!mode.tidy().unwrap());
-        assert!(!nft(&["list", "table", "ip6", "podwire"]).contains("fd00:"));
+        assert!(!nft(&["list", "table", "ip6", "podwire"]).contains("fd00:10:"));
         nft(&["add", "table", "ip", "of-someone-else"]);
         podwire_proxy::mode::nftables::cleanup().unwrap();
         assert_eq!(nft(&["list", "tables"]), "table ip of-someone-else\n");

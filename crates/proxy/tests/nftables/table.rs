@@ -3,26 +3,25 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use podwire_kernel::nftables::{Fake, Table};
+use podwire_model::Family;
 use podwire_proxy::{
     Tracker,
     mode::{
-        DetectLocal, Mode, Settings,
+        Mode,
         nftables::{
             Nftables,
             render::TABLE,
             trace::{self, Fate},
         },
     },
-    plan::Me,
 };
 use podwire_testkit::packet_table::{self, Outcome, Packet, World};
 
-pub fn settings(world: &World) -> Settings {
-    Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() }
-}
+use super::support;
+pub use super::support::settings;
 
 pub fn tracker() -> Tracker {
-    Tracker::new(Me { node: "node1".into(), ..Me::default() })
+    support::tracker(&packet_table::empty())
 }
 
 pub fn table() -> Table {
@@ -31,17 +30,14 @@ pub fn table() -> Table {
 
 /// The mode over a fake kernel that holds `world`.
 pub fn applied(world: &World) -> Nftables<Fake> {
-    let mut tracker = tracker();
-    tracker.set_services(world.services.clone());
-    tracker.set_slices(world.slices.clone());
     let mut mode = Nftables::new(Fake::new(), settings(world));
-    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    mode.apply(support::planned(world)).unwrap();
     mode
 }
 
 /// What the rules in `kernel` do with a packet.
 pub fn traced(kernel: &Fake, world: &World, packet: &Packet) -> Outcome {
-    let table = &kernel.ruleset()[&table()];
+    let table = &kernel.ruleset()[&Table::new(Family::of(&packet.to.ip()).into(), TABLE)];
     let packet = trace::Packet {
         source: packet.from,
         destination: packet.to.ip(),

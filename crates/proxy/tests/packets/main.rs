@@ -2,6 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
+mod client;
 mod net;
 mod rows;
+mod sctp;
+mod server;
 mod updates;

@@ -1,13 +1,7 @@
-//! A node with two pods, a pod of another node and a machine outside, each a namespace. Pods serve TCP and UDP 8080.
+//! A node with two pods, a pod of another node and a machine outside, each a namespace with addresses of both families.
+//! Pods serve TCP, UDP and SCTP at two ports.
 
-use std::{
-    collections::HashMap,
-    io::{self, BufRead, BufReader, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, AsRawFd},
-    process::Command,
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, os::fd::AsFd, os::fd::AsRawFd, process::Command};
 
 use podwire_kernel::{
     Error,
@@ -15,16 +9,15 @@ use podwire_kernel::{
     ns::Namespace,
     sysctl::{ProcSys, Sysctl},
 };
-use podwire_model::Protocol;
 use podwire_proxy::{
     Tracker,
-    mode::{Description, DetectLocal, MODES, Mode, Settings, iptables},
-    plan::Me,
+    mode::{Applied, Description, MODES, Mode, iptables},
 };
-use podwire_testkit::{
-    build::ip,
-    packet_table::{NODE, OUTSIDE, POD_A, POD_B, POD_C, World},
+use podwire_testkit::packet_table::{
+    FAMILIES, NODE, NODE_INNER, OUTSIDE, POD_A, POD_B, POD_C, World, address, interface,
 };
+
+use super::{server::serve, support};
 
 /// Modes that need a kernel with more modules than the netns tier's has: they run in the vm tier.
 const IN_THE_MACHINE_ONLY: &[&str] = &["ipvs"];
@@ -40,12 +33,11 @@ pub fn modes() -> impl Iterator<Item = &'static Description> {
     MODES.iter().chain([&iptables::LEGACY]).filter(runs).filter(is_asked)
 }
 
-/// How long an answer may take before the packet counts as dropped.
-const PATIENCE: Duration = Duration::from_millis(400);
-
 pub struct Net {
     node: Namespace,
     others: HashMap<IpAddr, Namespace>,
+    /// For every other address that is one of these machines'.
+    aliases: HashMap<IpAddr, IpAddr>,
 }
 
 impl Net {
@@ -63,64 +55,106 @@ impl Net {
 
     fn try_build() -> Result<Self, Error> {
         let node = Namespace::new_net()?;
-        let mut others = HashMap::new();
         node.run(|| {
             ip_command("link set lo up");
-            ProcSys.write("net/ipv4/ip_forward", "1")?;
-            for conf in ["all", "default"] {
-                ProcSys.write(&format!("net/ipv4/conf/{conf}/rp_filter"), "0")?;
-                // Redirects for hairpin packets would use up the rate that refusals are limited to.
-                ProcSys.write(&format!("net/ipv4/conf/{conf}/send_redirects"), "0")?;
+            set_up_stack()?;
+            for (key, value) in [
+                ("net/ipv4/ip_forward", "1"),
+                ("net/ipv6/conf/all/forwarding", "1"),
+                // Refusals are not limited in number.
+                ("net/ipv4/icmp_ratelimit", "0"),
+                ("net/ipv4/icmp_ratemask", "0"),
+                ("net/ipv6/icmp/ratelimit", "0"),
+                ("net/ipv6/icmp/ratemask", "255"),
+            ] {
+                ProcSys.write(key, value)?;
             }
-            ProcSys.write("net/ipv4/icmp_ratelimit", "0")
+            Ok::<_, Error>(())
         })?;
-        for (number, address) in [POD_A, POD_B, POD_C, OUTSIDE].into_iter().enumerate() {
-            let namespace = Namespace::new_net()?;
-            let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_fd().as_raw_fd());
-            let (link, is_pod) = (format!("peer{number}"), address != OUTSIDE);
-            node.run(|| {
-                ip_command(&format!("link add {link} type veth peer name eth0 netns {path}"));
-                ip_command(&format!("link set {link} up"));
-                if is_pod {
-                    ip_command(&format!("address add 10.244.0.1/32 dev {link}"));
-                    ip_command(&format!("route add {address}/32 dev {link}"));
-                } else {
-                    ip_command(&format!("address add {NODE}/24 dev {link}"));
-                    ip_command(&format!("route add default via {OUTSIDE}"));
-                }
-                Ok::<_, Error>(())
-            })?;
-            namespace.run(|| {
-                ip_command("link set lo up");
-                ip_command("link set eth0 up");
-                if is_pod {
-                    ip_command(&format!("address add {address}/32 dev eth0"));
-                    ip_command("route add 10.244.0.1 dev eth0");
-                    ip_command("route add default via 10.244.0.1");
-                    serve(ip(address))
-                } else {
-                    ip_command(&format!("address add {address}/24 dev eth0"));
-                    ip_command(&format!("route add default via {NODE}"));
-                    Ok(())
-                }
-            })?;
-            others.insert(ip(address), namespace);
+        let mut net = Self { node, others: HashMap::new(), aliases: HashMap::new() };
+        for machine in [POD_A, POD_B, POD_C, OUTSIDE] {
+            net.add(machine)?;
         }
-        Ok(Self { node, others })
+        Ok(net)
+    }
+
+    /// A machine at the other end of a pair of links.
+    fn add(&mut self, machine: &str) -> Result<(), Error> {
+        let namespace = Namespace::new_net()?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_fd().as_raw_fd());
+        let [v4, v6] = FAMILIES.map(|family| address(machine, family));
+        let [inner_v4, inner_v6] = FAMILIES.map(|family| address(NODE_INNER, family));
+        let [node_v4, node_v6] = FAMILIES.map(|family| address(NODE, family));
+        let (link, is_pod) = (interface(&v4), machine != OUTSIDE);
+        namespace.run(set_up_stack)?;
+        self.node.run(|| {
+            ip_command(&format!("link add {link} type veth peer name eth0 netns {path}"));
+            ip_command(&format!("link set {link} up"));
+            if is_pod {
+                for command in [
+                    format!("address add {inner_v4}/32 dev {link}"),
+                    format!("address add {inner_v6}/128 dev {link} nodad"),
+                    format!("route add {v4}/32 dev {link}"),
+                    format!("route add {v6}/128 dev {link} src {inner_v6}"),
+                ] {
+                    ip_command(&command);
+                }
+            } else {
+                for command in [
+                    format!("address add {node_v4}/24 dev {link}"),
+                    format!("address add {node_v6}/112 dev {link} nodad"),
+                    format!("route add default via {v4}"),
+                    format!("route add default via {v6} src {node_v6}"),
+                ] {
+                    ip_command(&command);
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+        namespace.run(|| {
+            ip_command("link set lo up");
+            ip_command("link set eth0 up");
+            if is_pod {
+                for command in [
+                    format!("address add {v4}/32 dev eth0"),
+                    format!("address add {v6}/128 dev eth0 nodad"),
+                    format!("route add {inner_v4} dev eth0"),
+                    format!("route add {inner_v6} dev eth0"),
+                    format!("route add default via {inner_v4}"),
+                    format!("route add default via {inner_v6}"),
+                ] {
+                    ip_command(&command);
+                }
+                [v4, v6].into_iter().try_for_each(serve).map_err(|error| Error::io("listen", error))?;
+            } else {
+                for command in [
+                    format!("address add {v4}/24 dev eth0"),
+                    format!("address add {v6}/112 dev eth0 nodad"),
+                    format!("route add default via {node_v4}"),
+                    format!("route add default via {node_v6}"),
+                ] {
+                    ip_command(&command);
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+        self.others.insert(v4, namespace);
+        self.aliases.insert(v6, v4);
+        Ok(())
     }
 
     /// Runs `f` where `from` is an address: in the node or one of the others.
     pub fn at<T: Send>(&self, from: &IpAddr, f: impl FnOnce() -> T + Send) -> T {
+        let from = self.aliases.get(from).unwrap_or(from);
         self.others.get(from).unwrap_or(&self.node).run(|| Ok::<_, Error>(f())).unwrap()
     }
 
     /// Starts a proxy on the node.
     pub fn proxy(&self, description: &Description, world: &World) -> Proxy {
-        let settings = Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() };
-        let (mode, conntrack) =
-            self.at(&ip(NODE), || ((description.open)(&settings).unwrap(), conntrack::Kernel::open().unwrap()));
-        let tracker = Tracker::new(Me { node: world.node.into(), ..Me::default() });
-        let mut proxy = Proxy { tracker, mode, conntrack };
+        let node = address(NODE, podwire_model::Family::V4);
+        let (mode, conntrack) = self
+            .at(&node, || ((description.open)(&support::settings(world)).unwrap(), conntrack::Kernel::open().unwrap()));
+        let mut proxy = Proxy { tracker: support::tracker(world), mode, conntrack };
         proxy.set(world);
         proxy
     }
@@ -128,7 +162,7 @@ impl Net {
 
 /// A proxy as the agent runs it.
 pub struct Proxy {
-    tracker: Tracker,
+    pub tracker: Tracker,
     mode: Box<dyn Mode>,
     conntrack: conntrack::Kernel,
 }
@@ -138,85 +172,32 @@ impl Proxy {
     pub fn set(&mut self, world: &World) {
         self.tracker.set_services(world.services.clone());
         self.tracker.set_slices(world.slices.clone());
+        self.sync();
+    }
+
+    /// Brings what the tracker knows into the kernel.
+    pub fn sync(&mut self) -> Applied {
         let applied = self.mode.apply(self.tracker.take_changes().unwrap()).unwrap();
-        for stale in applied.stale {
+        for stale in &applied.stale {
             self.conntrack.delete(&stale.filter()).unwrap();
         }
+        applied
     }
 }
 
-/// What a client saw.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// This endpoint answered, and this is the source that it saw.
-    Answer(IpAddr, IpAddr),
-    /// Connection refused.
-    Refused,
-    /// Nothing within [`PATIENCE`].
-    Nothing,
-}
-
-/// One new connection from the calling thread's namespace.
-pub fn connect(to: SocketAddr, protocol: Protocol) -> Seen {
-    let answer = match protocol {
-        Protocol::Tcp => TcpStream::connect_timeout(&to, PATIENCE).and_then(|stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let mut line = String::new();
-            BufReader::new(stream).read_line(&mut line)?;
-            Ok(line)
-        }),
-        _ => udp_client(to).and_then(|socket| ask(&socket)),
-    };
-    match answer {
-        Ok(line) => {
-            let (endpoint, source) = line.trim().split_once(' ').unwrap();
-            Seen::Answer(ip(endpoint), ip(source))
+/// What all machines need: no waiting for duplicate addresses, no tests of where packets come from.
+fn set_up_stack() -> Result<(), Error> {
+    for conf in ["all", "default"] {
+        for (key, value) in [
+            (format!("net/ipv4/conf/{conf}/rp_filter"), "0"),
+            // Redirects for hairpin packets would use up the rate that refusals are limited to.
+            (format!("net/ipv4/conf/{conf}/send_redirects"), "0"),
+            (format!("net/ipv6/conf/{conf}/accept_dad"), "0"),
+            (format!("net/ipv6/conf/{conf}/accept_redirects"), "0"),
+        ] {
+            ProcSys.write(&key, value)?;
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Seen::Refused,
-        Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => Seen::Nothing,
-        Err(error) => panic!("{to}/{protocol}: {error}"),
     }
-}
-
-/// A UDP socket that keeps its port.
-pub fn udp_client(to: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.connect(to)?;
-    Ok(socket)
-}
-
-/// One question and its answer.
-pub fn ask(socket: &UdpSocket) -> io::Result<String> {
-    socket.send(b"?")?;
-    let mut buffer = [0; 100];
-    let length = socket.recv(&mut buffer)?;
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-}
-
-/// Answers on TCP and UDP 8080 with its own address and the client's; on TCP then echoes lines.
-fn serve(address: IpAddr) -> Result<(), Error> {
-    let listen = |error| Error::io("listen", error);
-    let tcp = TcpListener::bind((address, 8080)).map_err(listen)?;
-    let udp = UdpSocket::bind((address, 8080)).map_err(listen)?;
-    std::thread::spawn(move || {
-        for stream in tcp.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                let source = stream.peer_addr()?.ip();
-                writeln!(&stream, "{address} {source}")?;
-                for line in BufReader::new(&stream).lines() {
-                    writeln!(&stream, "{}", line?)?;
-                }
-                Ok::<_, io::Error>(())
-            });
-        }
-    });
-    std::thread::spawn(move || {
-        let mut buffer = [0; 100];
-        while let Ok((_, client)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(format!("{address} {}", client.ip()).as_bytes(), client);
-        }
-    });
     Ok(())
 }
 

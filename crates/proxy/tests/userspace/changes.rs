@@ -7,14 +7,14 @@ use podwire_model::{Family, LoadBalancerIngress, Protocol, ServiceType, TrafficP
 use podwire_proxy::{
     Changes, Tracker,
     mode::{
-        Applied, DetectLocal, Mode, NodePortAddresses, Settings, StaleFlows,
+        self, Applied, DetectLocal, Mode, NodePortAddresses, Settings, StaleFlows,
         userspace::{
             Userspace,
             relay::FakePorts,
             trace::{Fate, Machine, Packet, trace},
         },
     },
-    plan::{Backend, Entry, Frontend, Me},
+    plan::{Backend, Entry, Frontend},
 };
 use podwire_testkit::{
     build::{endpoint, ip, node_port_service, service, slice},
@@ -22,14 +22,16 @@ use podwire_testkit::{
     replay,
 };
 
+use super::support;
+
 type OverFakes = Userspace<Fake, FakePorts>;
 
 fn settings() -> Settings {
-    Settings { detect_local: DetectLocal::Ranges(vec![packet_table::empty().pods]), ..Settings::default() }
+    support::settings(&packet_table::empty())
 }
 
 fn tracker() -> Tracker {
-    Tracker::new(Me { node: "node1".into(), ..Me::default() })
+    support::tracker(&packet_table::empty())
 }
 
 fn tracking(world: &World) -> Tracker {
@@ -58,7 +60,7 @@ fn fate(mode: &OverFakes, (from, input): (&str, &str), to: &str, protocol: Proto
     let to: std::net::SocketAddr = to.parse().unwrap();
     let family = Family::of(&to.ip());
     let [nat, filter] = [Table::Nat, Table::Filter].map(|table| mode.iptables().table(family, table));
-    let addresses: Vec<IpAddr> = [NODE, "10.244.0.1", "fd00::1"].map(ip).into();
+    let addresses: Vec<IpAddr> = [packet_table::empty().node_addresses, vec![ip("fd00::1")]].concat();
     let machine = Machine { nat: &nat, filter: &filter, addresses: &addresses, ports: mode.ports() };
     let destination = (to.ip(), to.port());
     trace(&machine, Packet { source: ip(from), destination, protocol, input }).unwrap()
@@ -73,10 +75,12 @@ fn relayed(to: &[&str]) -> Fate {
 }
 
 fn assert_rows(mode: &OverFakes, road: &str) {
-    for row in packet_table::rows().into_iter().filter(|row| row.packet.protocol != Protocol::Sctp) {
+    let (world, abilities) = (packet_table::world(), support::abilities(mode::find("userspace").unwrap()));
+    for row in packet_table::rows() {
         let packet = row.packet;
-        let traced = fate(mode, (&packet.from.to_string(), "eth0"), &packet.to.to_string(), packet.protocol);
-        let wanted = match row.outcome {
+        let input = packet_table::interface(&packet.from);
+        let traced = fate(mode, (&packet.from.to_string(), input), &packet.to.to_string(), packet.protocol);
+        let wanted = match row.outcome_by(&world, &abilities) {
             Outcome::Untouched => Fate::Untouched,
             Outcome::Rejected => Fate::Rejected,
             Outcome::Dropped => Fate::Dropped,

@@ -4,5 +4,7 @@
 
 mod changes;
 mod real;
+#[path = "../support/mod.rs"]
+mod support;
 mod tcp;
 mod udp;

@@ -11,20 +11,21 @@ use std::{
 use podwire_kernel::iptables::{Backend as Programs, Iptables as _, Real, Table};
 use podwire_model::{Family, Protocol};
 use podwire_proxy::{
-    Tracker,
     mode::{
-        DetectLocal, Mode, Settings,
+        Mode,
         userspace::{
             Userspace,
             relay::{Pool, Ports, Relay, Wanted},
         },
     },
-    plan::{Backend, Me},
+    plan::Backend,
 };
 use podwire_testkit::{
     namespace::in_namespace,
     packet_table::{self, World},
 };
+
+use super::support;
 
 /// Longer than anything here takes on a busy machine.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -100,12 +101,9 @@ pub fn echo(mut stream: &TcpStream, text: &str) -> std::io::Result<()> {
 }
 
 fn start(programs: Programs, world: &World) -> (Userspace<Real, Relay>, podwire_proxy::mode::Applied) {
-    let settings = Settings { detect_local: DetectLocal::Ranges(vec![world.pods]), ..Settings::default() };
+    let settings = support::settings(world);
     let mut mode = Userspace::new(Real::open(Some(programs)).unwrap(), Relay::start().unwrap(), settings);
-    let mut tracker = Tracker::new(Me { node: world.node.into(), ..Me::default() });
-    tracker.set_services(world.services.clone());
-    tracker.set_slices(world.slices.clone());
-    let applied = mode.apply(tracker.take_changes().unwrap()).unwrap();
+    let applied = mode.apply(support::planned(world)).unwrap();
     (mode, applied)
 }
 

@@ -1,0 +1,9 @@
+//! The plan alone, without any mode: the packet table, what is wrong with objects, and the plan's invariants.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod literal;
+mod rows;
