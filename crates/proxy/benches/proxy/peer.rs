@@ -11,7 +11,7 @@ use podwire_kernel::ns::Namespace;
 
 use super::{
     Result,
-    process::{End, finish},
+    process::{End, finish, output},
 };
 
 /// A tool that needs longer is ended.
@@ -37,6 +37,7 @@ impl Scratch {
 pub fn load_again(mode: &str) -> Result<Vec<(String, Duration)>> {
     match mode {
         "nftables" => by_nft(),
+        "iptables" => by_iptables(),
         _ => Ok(Vec::new()),
     }
 }
@@ -55,6 +56,27 @@ fn by_nft() -> Result<Vec<(String, Duration)>> {
     let mut nft = Command::new("nft");
     nft.arg("-f").arg(&file.0);
     Ok(vec![timed("nft -f", nft)?])
+}
+
+/// Both kinds of iptables-restore are given what iptables-save prints, in one piece.
+fn by_iptables() -> Result<Vec<(String, Duration)>> {
+    let saved = ["iptables-nft-save", "iptables-legacy-save"].map(|program| {
+        let text = output(&mut Command::new(program), PATIENCE)?.unwrap_or_default();
+        Ok(text)
+    });
+    let saved: Vec<String> = saved.into_iter().collect::<Result<_>>()?;
+    let Some(text) = saved.iter().find(|text| text.contains("KUBE-SERVICES")) else {
+        eprintln!("iptables-restore is left out: iptables-save did not print the rules in {PATIENCE:?}");
+        return Ok(Vec::new());
+    };
+    let file = Scratch::new("rules.iptables");
+    fs::write(&file.0, text)?;
+    let restore = |program: &str| {
+        let mut restore = Command::new(program);
+        restore.arg(&file.0);
+        timed(program, restore)
+    };
+    ["iptables-nft-restore", "iptables-legacy-restore"].map(restore).into_iter().collect()
 }
 
 /// Runs a tool in a new network namespace, for as long as [`PATIENCE`] allows.

@@ -3,7 +3,7 @@
 use std::{
     io::Read,
     process::{Child, Command, Stdio},
-    thread::sleep,
+    thread::{sleep, spawn},
     time::{Duration, Instant},
 };
 
@@ -35,16 +35,15 @@ pub fn finish(mut child: Child, what: &str, patience: Duration) -> Result<End> {
     }
 }
 
-/// What a process prints, less than a pipe holds; `None` if its time was up.
+/// What a process prints; `None` if its time was up.
 pub fn output(command: &mut Command, patience: Duration) -> Result<Option<String>> {
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut out = child.stdout.take().ok_or("no output")?;
-    match finish(child, &format!("{command:?}"), patience)? {
-        End::TimeUp(_) => Ok(None),
-        End::Done(_) => {
-            let mut text = String::new();
-            out.read_to_string(&mut text)?;
-            Ok(Some(text))
-        }
-    }
+    let reader = spawn(move || {
+        let mut text = String::new();
+        out.read_to_string(&mut text).map(|_| text)
+    });
+    let end = finish(child, &format!("{command:?}"), patience)?;
+    let text = reader.join().map_err(|_| "reading panicked")??;
+    Ok((!matches!(end, End::TimeUp(_))).then_some(text))
 }
