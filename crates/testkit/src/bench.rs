@@ -63,10 +63,15 @@ pub fn memory(process: impl fmt::Display, count: &str) -> io::Result<f64> {
         .ok_or_else(|| io::Error::other(format!("/proc/{process}/status has no {count} in kB")))
 }
 
-/// The processor time that all threads of this process used, in user mode and in the kernel.
+/// The processor time that all threads of this process and its children that ended used, in user mode and in the
+/// kernel. That of children is counted in hundredths of a second.
 pub fn processor_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+    let own = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, in brackets, may hold spaces; `cutime` and `cstime` are the 16th and 17th field (proc_pid_stat(5)).
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::new(own.tv_sec.unsigned_abs(), own.tv_nsec.unsigned_abs() as u32) + Duration::from_millis(ticks * 10)
 }
 
 #[cfg(test)]

@@ -70,6 +70,11 @@ impl Net {
         self.node.run(|| Ok::<_, Error>(f()))?
     }
 
+    /// Moves the calling thread into the client's pod.
+    pub fn become_client(&self) -> Result<()> {
+        Ok(self.client.enter()?)
+    }
+
     /// Runs `f` in the client's pod.
     pub fn in_client<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.client.run(|| Ok::<_, Error>(f()))?

@@ -44,8 +44,11 @@ pub fn measure(mode: &'static Description, services: u32) -> Result<()> {
         Ok(proxy)
     })?;
     let case = format!("{}, {services} Services", mode.name);
+    let bare = Net::new()?;
+    thread::scope(|scope| {
+        scope.spawn(|| first_packets(&case, services, (&net, &bare))).join().map_err(|_| "a panic")?
+    })?;
     net.in_client(|| {
-        first_packets(&case, services)?;
         if services == USUAL {
             in_turns(&case, "requests on kept connections", "1/s", (through(services), Port::Echo), requests)?;
             in_turns(&case, "throughput of one connection", "MB/s", (through(services + 1), Port::Sink), bytes)?;
@@ -65,15 +68,17 @@ fn through(number: u32) -> SocketAddr {
     (vip(number), 80).into()
 }
 
-/// How long it takes to connect, to a Service chosen at random and directly; and how many connections a client can have
-/// one after the other. By medians: now and then a busy machine delays both by a tick of its clock, which is not the
-/// path's doing.
-fn first_packets(case: &str, services: u32) -> Result<()> {
+/// How long it takes to connect: to a Service chosen at random, to the pod itself past the Services' rules, and to the
+/// same in a net without a proxy; and how many connections a client can have one after the other. By medians: now and
+/// then a busy machine delays all of them by a tick of its clock, which is not the path's doing.
+fn first_packets(case: &str, services: u32, (net, bare): (&Net, &Net)) -> Result<()> {
     let mut random = Random::new(2);
-    let mut times: [Vec<[Duration; 2]>; 2] = Default::default();
+    let mut times: [Vec<[Duration; 2]>; 3] = Default::default();
     for attempt in 0..CONNECTIONS + WARM_UP {
         let service = through(random.below(services as usize) as u32);
-        for (times, to) in times.iter_mut().zip([service, Port::Close.address()]) {
+        let pod = Port::Close.address();
+        for (times, (net, to)) in times.iter_mut().zip([(net, service), (net, pod), (bare, pod)]) {
+            net.become_client()?;
             let time = connect(to)?;
             if attempt >= WARM_UP {
                 times.push(time);
@@ -81,18 +86,26 @@ fn first_packets(case: &str, services: u32) -> Result<()> {
         }
     }
     let percentiles = |part: usize, percent| {
-        [0, 1].map(|way| {
-            let times: Vec<_> = times[way].iter().map(|parts| parts[part]).collect();
+        times.each_ref().map(|times| {
+            let times: Vec<_> = times.iter().map(|parts| parts[part]).collect();
             percentile(&times, percent) * 1000.0
         })
     };
     for (name, percent) in [("median", 50), ("p99", 99)] {
-        let [time, direct] = percentiles(0, percent);
-        print(case, &format!("connect(), {name}"), time, "us", Some(("direct", direct)));
-        print(case, &format!("connect(), added to direct, {name}"), time - direct, "us", None);
+        let [service, past, direct] = percentiles(0, percent);
+        print(case, &format!("connect(), {name}"), service, "us", Some(("direct, no proxy", direct)));
+        print(
+            case,
+            &format!("connect() to a pod past the rules, {name}"),
+            past,
+            "us",
+            Some(("direct, no proxy", direct)),
+        );
     }
-    let [time, direct] = percentiles(1, 50);
-    print(case, "connections of one client", 1e6 / time, "1/s", Some(("direct", 1e6 / direct)));
+    let [service, _, direct] = percentiles(0, 50);
+    print(case, "added to the first packet, median", service - direct, "us", None);
+    let [service, _, direct] = percentiles(1, 50);
+    print(case, "connections of one client", 1e6 / service, "1/s", Some(("direct, no proxy", 1e6 / direct)));
     Ok(())
 }
 
