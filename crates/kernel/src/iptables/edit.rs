@@ -35,24 +35,27 @@ pub enum Edit {
         /// The chain.
         chain: String,
     },
+    /// Changes nothing: what comes before is there, for every packet, before anything that comes after.
+    Barrier,
 }
 
 impl Edit {
-    /// The chain that it is about.
+    /// The chain that it is about; empty for a barrier.
     pub fn chain(&self) -> &str {
         match self {
             Self::Replace { chain, .. }
             | Self::Insert { chain, .. }
             | Self::Delete { chain, .. }
             | Self::Remove { chain } => chain,
+            Self::Barrier => "",
         }
     }
 }
 
-/// Edits of one table as text for `iptables-restore`; empty if there are none.
+/// Edits of one table as text for `iptables-restore`; empty if there are none. Barriers leave no trace in it.
 pub(super) fn text(family: Family, table: Table, edits: &mut dyn Iterator<Item = Edit>) -> String {
     let mut text = String::new();
-    for edit in edits {
+    for edit in edits.filter(|edit| *edit != Edit::Barrier) {
         if text.is_empty() {
             text = format!("*{table}\n");
         }
@@ -63,6 +66,7 @@ pub(super) fn text(family: Family, table: Table, edits: &mut dyn Iterator<Item =
             Edit::Insert { chain, rule } => writeln!(text, "-I {chain} {}", rule.display(family)),
             Edit::Delete { chain, rule } => writeln!(text, "-D {chain} {}", rule.display(family)),
             Edit::Remove { chain } => writeln!(text, ":{chain} - [0:0]\n-X {chain}"),
+            Edit::Barrier => Ok(()),
         };
     }
     if !text.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podwire_model::Family;
 
-use super::{ChainState, Iptables, Match, Rule, Table, TableState, Target, prefix};
+use super::{ChainState, Edit, Iptables, Match, Rule, Table, TableState, Target, edit, prefix};
 use crate::{Error, Result};
 
 /// The longest name of a chain.
@@ -126,6 +126,16 @@ impl Iptables for Fake {
             return Err(Error::Program { what, message: "COMMIT is missing".to_owned() });
         }
         self.restored.push((family, text.to_owned()));
+        Ok(())
+    }
+
+    /// In as many steps as nf_tables takes, any of which may fail.
+    fn edit(&mut self, family: Family, table: Table, edits: &mut dyn Iterator<Item = Edit>) -> Result<()> {
+        let mut edits = edits.peekable();
+        while edits.peek().is_some() {
+            let mut step = edits.by_ref().take_while(|edit| *edit != Edit::Barrier);
+            self.restore(family, &edit::text(family, table, &mut step))?;
+        }
         Ok(())
     }
 

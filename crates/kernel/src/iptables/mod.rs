@@ -93,7 +93,9 @@ pub trait Iptables: Send {
     /// the one that failed were changed.
     fn restore(&mut self, family: Family, text: &str) -> Result<()>;
 
-    /// Changes a table. Edits are made in order; every chain is changed at once, but not all of them need to be.
+    /// Changes a table. Edits are made in order. Every chain is changed at once, but a packet may find some of them
+    /// changed and others not yet, unless an [`Edit::Barrier`] is between: the kernel's ip_tables replaces a table as a
+    /// whole, nf_tables only chain by chain.
     ///
     /// # Errors
     /// As [`Iptables::restore`]; a part of the edits may have been made.

@@ -28,6 +28,18 @@ fn apply(mode: &mut IptablesMode<Fake>, mut changes: Changes) {
     panic!("did not succeed in 300 attempts");
 }
 
+/// Removes what is unused, as a proxy does after a while.
+fn tidy(mode: &mut IptablesMode<Fake>) {
+    for _ in 0..300 {
+        match mode.tidy() {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(_) => apply(mode, Changes::default()),
+        }
+    }
+    panic!("not tidy after 300 attempts");
+}
+
 /// Every table; rules sorted where their order means nothing.
 fn shape(fake: &Fake) -> Vec<(Family, Table, TableState)> {
     let all = [V4, Family::V6].into_iter().flat_map(|family| Table::ALL.map(|table| (family, table)));
@@ -55,6 +67,7 @@ fn every_road_leads_to_the_same_rules() {
                 tracker.set_slices(world.slices);
                 apply(&mut mode, tracker.take_changes().unwrap());
             }
+            tidy(&mut mode);
             mode.iptables_mut().heal();
             let road = format!("{road}, fail: {fail:?}");
             assert_rows(mode.iptables(), &end, &road);
@@ -96,7 +109,8 @@ fn a_restart_removes_what_no_service_asks_for_and_leaves_alone_what_is_of_others
     let mut half = world.clone();
     half.services.truncate(3);
     half.slices.retain(|slice| half.services.iter().any(|service| service.name == slice.service_name()));
-    let restarted = start(fake, &half);
+    let mut restarted = start(fake, &half);
+    tidy(&mut restarted);
     assert_eq!(shape(restarted.iptables()), shape(start(shared_kernel(), &half).iptables()));
 }
 
@@ -182,15 +196,80 @@ fn work_is_in_proportion_to_the_change() {
 
     tracker.slice(world.slices[41].clone());
     mode.apply(tracker.take_changes().unwrap()).unwrap();
-    assert_eq!(lines(&mut mode), 7, "the Service's chain with 4 rules, the endpoint's emptied and removed");
+    assert_eq!(lines(&mut mode), 5, "the Service's chain with 4 rules");
+    tidy(&mut mode);
+    assert_eq!(lines(&mut mode), 2, "the endpoint's chain emptied and removed");
 
     tracker.service_gone(&world.services[7].name);
     mode.apply(tracker.take_changes().unwrap()).unwrap();
-    assert_eq!(lines(&mut mode), 13, "5 chains emptied and removed, 3 rules deleted");
+    assert_eq!(lines(&mut mode), 3, "3 rules deleted");
+    tracker.service(world.services[7].clone());
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    tidy(&mut mode);
+    assert_eq!(lines(&mut mode), 3, "3 rules inserted: the chains were still there");
+
+    tracker.service_gone(&world.services[7].name);
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    assert_eq!(lines(&mut mode), 3, "3 rules deleted");
+    tidy(&mut mode);
+    assert_eq!(lines(&mut mode), 10, "5 chains emptied and removed");
 
     tracker.service(world.services[7].clone());
     mode.apply(tracker.take_changes().unwrap()).unwrap();
     assert_eq!(lines(&mut mode), 20, "5 chains, 12 rules in them, 3 rules inserted");
+}
+
+/// A packet under way may see some chains of a transaction changed and others not yet.
+#[test]
+fn chains_are_there_before_anything_leads_to_them_and_stay_a_while_after() {
+    let mut world = many(1);
+    let mut mode = applied(&world);
+    let mut tracker = tracking(&world);
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    mode.iptables_mut().take_restored();
+    let steps = |mode: &mut IptablesMode<Fake>| -> Vec<Vec<String>> {
+        let restored = mode.iptables_mut().take_restored();
+        let made = |text: &str| {
+            let chains = text.lines().filter_map(|line| line.strip_prefix(':'));
+            chains.map(|chain| chain[..9].to_owned()).collect()
+        };
+        restored.iter().map(|(_, text)| made(text)).collect()
+    };
+
+    let old = world.slices[0].clone();
+    world.slices[0].endpoints = vec![endpoint("10.244.1.4"), endpoint("10.244.1.5")];
+    tracker.set_slices(world.slices.clone());
+    assert!(mode.apply(tracker.take_changes().unwrap()).unwrap().untidy);
+    assert_eq!(steps(&mut mode), [vec!["KUBE-SEP-"; 2], vec!["KUBE-SVC-"]]);
+    assert!(mode.tidy().unwrap());
+    assert_eq!(steps(&mut mode), [] as [Vec<String>; 0], "unused not for long yet");
+
+    world.slices[0].endpoints.push(old.endpoints[0].clone());
+    tracker.set_slices(world.slices.clone());
+    assert!(mode.apply(tracker.take_changes().unwrap()).unwrap().untidy);
+    assert_eq!(steps(&mut mode), [["KUBE-SVC-"]], "an endpoint that is back");
+    assert!(!mode.tidy().unwrap());
+    assert_eq!(steps(&mut mode), [["KUBE-SEP-"; 2]], "the two that stayed away");
+}
+
+#[test]
+fn a_service_that_comes_back_otherwise_gives_its_old_chains_another_while() {
+    let mut world = many(1);
+    let mut mode = applied(&world);
+    let mut tracker = tracking(&world);
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    tracker.service_gone(&world.services[0].name);
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    assert!(mode.tidy().unwrap());
+    world.slices[0].endpoints = vec![endpoint("10.244.1.4")];
+    tracker.service(world.services[0].clone());
+    tracker.slice(world.slices[0].clone());
+    mode.apply(tracker.take_changes().unwrap()).unwrap();
+    mode.iptables_mut().take_restored();
+    assert!(mode.tidy().unwrap());
+    assert_eq!(mode.iptables_mut().take_restored(), [], "the Service's chain led there until now");
+    assert!(!mode.tidy().unwrap());
+    assert_eq!(shape(mode.iptables()), shape(applied(&world).iptables()));
 }
 
 fn frontend(address: &str) -> Frontend {
@@ -259,5 +338,6 @@ fn an_address_that_becomes_a_cluster_ip_is_treated_as_one() {
     tracker.service(second.clone());
     mode.apply(tracker.take_changes().unwrap()).unwrap();
     world.services.push(second);
+    tidy(&mut mode);
     assert_eq!(shape(mode.iptables()), shape(applied(&world).iptables()));
 }

@@ -69,7 +69,20 @@ impl Native {
         let place = Place { family, table };
         let mut batch = Batch::new(place);
         let mut listed = HashMap::new();
+        let mut last: Option<(Edit, Vec<Encoded>)> = None;
         for edit in edits {
+            if edit == Edit::Barrier {
+                self.commit(&mut batch)?;
+                listed.clear();
+                // A packet goes by the generation, odd or even, that was current when it began. A transaction writes one
+                // of both, chain by chain; a packet that is late finds its own written by the next transaction but one.
+                // Replacing a chain by itself is a transaction in between: both have what was written before now.
+                if let Some((edit, rules)) = last.take() {
+                    self.push(&mut batch, &mut listed, &edit, &rules)?;
+                    self.commit(&mut batch)?;
+                }
+                continue;
+            }
             match encoded(&edit, place) {
                 None => {
                     self.commit(&mut batch)?;
@@ -86,6 +99,9 @@ impl Native {
                     if batch.bytes.len() >= ENOUGH {
                         self.commit(&mut batch)?;
                         listed.clear();
+                    }
+                    if matches!(edit, Edit::Replace { .. }) && !rules.is_empty() {
+                        last = Some((edit, rules));
                     }
                 }
             }
@@ -134,6 +150,7 @@ impl Native {
                 batch.message(&mut self.0, chain, (DEL_RULE, 0), |body| body.string(2, chain));
                 batch.message(&mut self.0, chain, (DEL_CHAIN, 0), |body| body.string(3, chain));
             }
+            Edit::Barrier => {}
         }
         Ok(())
     }
@@ -218,7 +235,7 @@ fn encoded(edit: &Edit, place: Place) -> Option<Vec<Encoded>> {
         Edit::Insert { rule, .. } | Edit::Delete { rule, .. } => std::slice::from_ref(rule),
         _ if place.table.builtin_chains().contains(&edit.chain()) => return None,
         Edit::Replace { rules, .. } => rules.as_slice(),
-        Edit::Remove { .. } => &[],
+        Edit::Remove { .. } | Edit::Barrier => &[],
     };
     rules.iter().map(|rule| encode(rule, place.family)).collect()
 }

@@ -40,6 +40,10 @@ impl<K: Iptables> IptablesMode<K> {
         &mut self.iptables
     }
 
+    fn is_untidy(&self) -> bool {
+        self.families.iter().any(FamilyState::is_untidy)
+    }
+
     fn change(&mut self, changes: Changes) {
         for (frontend, after) in changes.frontends {
             let new = backends(after.as_ref());
@@ -73,11 +77,18 @@ impl<K: Iptables> Mode for IptablesMode<K> {
         let mut stale = std::mem::take(&mut self.report).stale;
         stale.sort_unstable();
         stale.dedup();
-        Ok(Applied { full, written, stale, untidy: false })
+        Ok(Applied { full, written, stale, untidy: self.is_untidy() })
     }
 
     fn tidy(&mut self) -> Result<bool> {
-        Ok(false)
+        // What is not known is read by the next call of apply, which is due then.
+        if !std::mem::replace(&mut self.unknown, true) {
+            for state in &mut self.families {
+                state.tidy(&mut self.iptables).map_err(failed)?;
+            }
+            self.unknown = false;
+        }
+        Ok(self.is_untidy())
     }
 
     fn disturbed(&mut self) -> Result<bool> {

@@ -7,6 +7,7 @@ mod names;
 mod render;
 mod state;
 pub mod trace;
+mod unused;
 
 pub use apply::{IptablesMode, remove};
 

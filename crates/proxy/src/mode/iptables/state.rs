@@ -17,6 +17,7 @@ use super::{
     found::Found,
     names::{Chain, Shared},
     render::{ServicePort, backends},
+    unused::Unused,
 };
 use crate::{
     mode::{Applied, Settings},
@@ -44,6 +45,7 @@ pub struct FamilyState {
     ports: BTreeMap<PortKey, Port>,
     /// The chains of Service ports that the kernel holds, with a hash of their rules.
     held: HashMap<Chain, u64>,
+    unused: Unused,
     dirty: BTreeSet<PortKey>,
     dirty_ips: BTreeSet<IpAddr>,
     /// The last look found nothing of ours, and nothing was wanted.
@@ -84,8 +86,9 @@ impl Edits {
 struct Outcome {
     ports: Vec<(PortKey, Vec<Chain>)>,
     hashes: Vec<(Chain, u64)>,
+    /// Ports of which chains that the kernel holds are other ones now.
+    changed: BTreeSet<PortKey>,
     gone: BTreeSet<Chain>,
-    written: usize,
 }
 
 impl FamilyState {
@@ -97,6 +100,7 @@ impl FamilyState {
             cluster_ips: HashSet::new(),
             ports: BTreeMap::new(),
             held: HashMap::new(),
+            unused: Unused::default(),
             dirty: BTreeSet::new(),
             dirty_ips: BTreeSet::new(),
             bare: true,
@@ -186,6 +190,7 @@ impl FamilyState {
         self.dirty.clear();
         self.dirty_ips.clear();
         self.held = found.own_chains();
+        self.unused = Unused::default();
         self.ports.retain(|_, port| !port.frontends.is_empty());
         self.bare = self.is_idle() && !found.has_ours();
         if self.bare {
@@ -217,7 +222,9 @@ impl FamilyState {
     }
 
     /// Makes the edits, with those of the chains of the Service ports `dirty` in between. Of the chains `gone` those
-    /// are removed that no port has.
+    /// are unused now that no port has.
+    ///
+    /// Chains that are new are there before anything leads to them (docs/adr/0005).
     fn commit(
         &mut self,
         (iptables, settings): (&mut impl Iptables, &Settings),
@@ -226,46 +233,79 @@ impl FamilyState {
         gone: BTreeSet<Chain>,
     ) -> Result<usize> {
         let outcome = RefCell::new(Outcome { gone, ..Outcome::default() });
-        let Edits { mangle, filter_first, nat_first, nat_last, filter_last } = edits;
+        let Edits { mangle, filter_first, nat_first, mut nat_last, filter_last } = edits;
+        // Rules go in before all others of a chain and count from then on: what they take the place of goes afterwards.
+        nat_last.sort_by_key(|edit| matches!(edit, Edit::Delete { .. }));
         let around = mangle.len() + filter_first.len() + nat_first.len() + nat_last.len() + filter_last.len();
         let family = self.family;
         iptables.edit(family, Table::Mangle, &mut mangle.into_iter())?;
         iptables.edit(family, Table::Filter, &mut filter_first.into_iter())?;
         // Chains are rendered when it is their turn: there can be hundreds of thousands.
         let how = (settings, iptables.digest());
-        let chains = dirty.into_iter().flat_map(|key| self.chains(key, how, &mut outcome.borrow_mut()));
-        let remove = std::iter::once_with(|| removals(&mut outcome.borrow_mut())).flatten();
-        iptables.edit(family, Table::Nat, &mut nat_first.into_iter().chain(chains).chain(nat_last).chain(remove))?;
+        let constants = !nat_first.is_empty();
+        let prepare = dirty.into_iter().flat_map(|key| self.new_chains(key, how, &mut outcome.borrow_mut()));
+        let barrier = || (constants || !outcome.borrow().hashes.is_empty()).then_some(Edit::Barrier);
+        let changed = || std::mem::take(&mut outcome.borrow_mut().changed);
+        let switch = std::iter::once_with(changed).flatten();
+        let switch = switch.flat_map(|key| self.changed_chains(&key, how, &mut outcome.borrow_mut()));
+        let prepare = nat_first.into_iter().chain(prepare).chain(std::iter::once_with(barrier).flatten());
+        iptables.edit(family, Table::Nat, &mut prepare.chain(switch).chain(nat_last))?;
         let outcome = outcome.into_inner();
         self.remember(&outcome);
         iptables.edit(family, Table::Filter, &mut filter_last.into_iter())?;
-        Ok(around + outcome.written)
+        Ok(around + outcome.hashes.len())
     }
 
-    /// The chains of one Service port that differ from what the kernel holds.
-    fn chains(&self, key: PortKey, (settings, digest): (&Settings, Digest), outcome: &mut Outcome) -> Vec<Edit> {
+    /// The chains of one Service port that the kernel does not have; takes note of those that are to change.
+    fn new_chains(&self, key: PortKey, (settings, digest): (&Settings, Digest), outcome: &mut Outcome) -> Vec<Edit> {
         let chains = self.port(&key).chains(settings);
         let had = self.ports.get(&key).map_or(&[][..], |port| &port.chains);
         outcome.gone.extend(had.iter().filter(|chain| self.held.contains_key(chain)));
         chains.keys().for_each(|chain| {
             outcome.gone.remove(chain);
         });
-        outcome.ports.push((key, chains.keys().copied().collect()));
+        let names = chains.keys().copied().collect();
         let mut edits = Vec::new();
         for (chain, rules) in chains {
-            let hash = hash(rules.iter().map(|rule| digest(self.family, rule)));
-            if self.held.get(&chain) != Some(&hash) {
+            let hash = self.hash(&rules, digest);
+            match self.held.get(&chain) {
+                None => {
+                    outcome.hashes.push((chain, hash));
+                    edits.push(Edit::Replace { chain: chain.to_string(), rules });
+                }
+                Some(held) if *held != hash => {
+                    outcome.changed.insert(key.clone());
+                }
+                Some(_) => {}
+            }
+        }
+        outcome.ports.push((key, names));
+        edits
+    }
+
+    /// The chains of one Service port that the kernel has with other rules.
+    fn changed_chains(
+        &self,
+        key: &PortKey,
+        (settings, digest): (&Settings, Digest),
+        outcome: &mut Outcome,
+    ) -> Vec<Edit> {
+        let mut edits = Vec::new();
+        for (chain, rules) in self.port(key).chains(settings) {
+            let hash = self.hash(&rules, digest);
+            if self.held.get(&chain).is_some_and(|held| *held != hash) {
                 outcome.hashes.push((chain, hash));
                 edits.push(Edit::Replace { chain: chain.to_string(), rules });
             }
         }
-        outcome.written += edits.len();
         edits
     }
 
     /// The kernel has it now.
     fn remember(&mut self, outcome: &Outcome) {
+        self.unused.changed(outcome.hashes.iter().map(|(chain, _)| chain));
         for (key, chains) in &outcome.ports {
+            chains.iter().for_each(|chain| self.unused.remove(chain));
             match self.ports.get_mut(key) {
                 Some(port) if port.frontends.is_empty() => {
                     self.ports.remove(key);
@@ -275,9 +315,26 @@ impl FamilyState {
             }
         }
         self.held.extend(outcome.hashes.iter().copied());
-        outcome.gone.iter().for_each(|chain| {
+        self.unused.extend(&outcome.gone);
+    }
+
+    /// Removes chains that were unused already at the last call.
+    ///
+    /// # Errors
+    /// What iptables refused; then call [`FamilyState::sync`].
+    pub fn tidy(&mut self, iptables: &mut impl Iptables) -> Result<()> {
+        let aged = self.unused.grow_older();
+        let mut edits = aged.iter().map(|chain| Edit::Remove { chain: chain.to_string() });
+        iptables.edit(self.family, Table::Nat, &mut edits)?;
+        aged.iter().for_each(|chain| {
             self.held.remove(chain);
         });
+        Ok(())
+    }
+
+    /// Whether there are chains that nothing leads to.
+    pub fn is_untidy(&self) -> bool {
+        !self.unused.is_empty()
     }
 
     fn port<'a>(&'a self, key: &'a PortKey) -> ServicePort<'a> {
@@ -288,6 +345,10 @@ impl FamilyState {
             frontends: frontends.filter_map(|frontend| Some((*frontend, self.treatments.get(frontend)?))).collect(),
             cluster_ips: &self.cluster_ips,
         }
+    }
+
+    fn hash(&self, rules: &[Rule], digest: Digest) -> u64 {
+        hash(rules.iter().map(|rule| digest(self.family, rule)))
     }
 
     fn print(&self, rule: &Rule) -> String {
@@ -305,13 +366,6 @@ impl FamilyState {
         }
         old.iter().for_each(|(frontend, had)| applied.note_stale(*frontend, had, &[]));
     }
-}
-
-/// From what leads to others to what others lead to.
-fn removals(outcome: &mut Outcome) -> Vec<Edit> {
-    let edits: Vec<_> = outcome.gone.iter().rev().map(|chain| Edit::Remove { chain: chain.to_string() }).collect();
-    outcome.written += edits.len();
-    edits
 }
 
 /// What comes to table filter with a cluster IP as its destination has a port that no Service has.
