@@ -308,9 +308,8 @@ fn source_ranges_are_for_everyone_and_for_the_balancer_address_only() {
     let mut mode = Ipvs::new(kernel(&world), settings(&world));
     let me = Me { node: "node1".into(), addresses: vec![ip(NODE)], ..Me::default() };
     bring(&mut mode, &mut podwire_proxy::Tracker::new(me), &world);
-    let outcome = |from: &str, to: &str| {
-        traced(mode.kernel(), &Packet { from: ip(from), to: at(to), protocol: Protocol::Tcp })
-    };
+    let outcome =
+        |from: &str, to: &str| traced(mode.kernel(), &Packet { from: ip(from), to: at(to), protocol: Protocol::Tcp });
     let sent = Outcome::Sent([(at("10.244.1.2:8080"), true)].into());
     assert_eq!(outcome(OUTSIDE, "192.0.2.20:80"), Outcome::Dropped);
     assert_eq!(outcome("172.25.2.7", "192.0.2.20:80"), sent);
@@ -327,9 +326,8 @@ fn service_ranges_drop_what_no_service_has() {
     let settings = Settings { service_ranges: vec!["10.96.0.0/16".parse().unwrap()], ..settings(&world) };
     let mut mode = Ipvs::new(kernel(&world), settings);
     bring(&mut mode, &mut tracker(), &world);
-    let outcome = |from: &str, to: &str| {
-        traced(mode.kernel(), &Packet { from: ip(from), to: at(to), protocol: Protocol::Tcp })
-    };
+    let outcome =
+        |from: &str, to: &str| traced(mode.kernel(), &Packet { from: ip(from), to: at(to), protocol: Protocol::Tcp });
     for from in [POD_A, OUTSIDE, NODE] {
         assert_eq!(outcome(from, "10.96.7.7:80"), Outcome::Dropped);
         assert_eq!(outcome(from, "10.96.0.10:81"), Outcome::Rejected);
@@ -385,8 +383,7 @@ fn an_external_ip_that_the_node_has_itself_leaves_its_other_ports_alone() {
     let world =
         World { services: vec![web], slices: vec![slice("web", 8080, &["10.244.1.2"])], ..packet_table::empty() };
     let mode = applied(&world);
-    let outcome =
-        |to: &str| traced(mode.kernel(), &Packet { from: ip(OUTSIDE), to: at(to), protocol: Protocol::Tcp });
+    let outcome = |to: &str| traced(mode.kernel(), &Packet { from: ip(OUTSIDE), to: at(to), protocol: Protocol::Tcp });
     assert_eq!(outcome("172.25.2.1:80"), Outcome::Sent([(at("10.244.1.2:8080"), true)].into()));
     assert_eq!(outcome("172.25.2.1:22"), Outcome::Untouched);
     assert!(!entries(mode.kernel(), "KUBE-IPVS-IPS").contains(NODE));

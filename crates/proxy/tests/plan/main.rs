@@ -5,5 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod details;
 mod literal;
+mod problems;
+mod random;
 mod rows;
+mod scale;
