@@ -29,9 +29,9 @@ fn world(timeout: Duration, endpoints: &[&str]) -> World {
     World { services: vec![web], slices: slices.into(), ..empty() }
 }
 
-/// Every machine, in both families.
+/// Whoever comes by this node: pods of another one have their own proxy. In both families.
 fn clients() -> Vec<IpAddr> {
-    let machines = [POD_A, POD_B, POD_C, OUTSIDE, NODE].into_iter();
+    let machines = [POD_A, POD_B, OUTSIDE, NODE].into_iter();
     machines.flat_map(|machine| FAMILIES.map(|family| address(machine, family))).collect()
 }
 
@@ -84,9 +84,12 @@ fn clients_that_were_away_for_longer_than_the_timeout_choose_anew() {
                 let clients = clients();
                 let _proxy = net.proxy(mode, &world(SHORT, &[POD_A, POD_B, POD_C]));
                 let first = endpoints(&net, &clients);
-                std::thread::sleep(SHORT + Duration::from_millis(1500));
-                // That all of them choose the same again happens once in tens of thousands of runs.
-                assert_ne!(endpoints(&net, &clients), first, "{} mode", mode.name);
+                let chosen_anew = || {
+                    std::thread::sleep(SHORT + Duration::from_millis(1500));
+                    endpoints(&net, &clients) != first
+                };
+                // That all of them choose the same twice more happens once in millions of runs.
+                assert!(chosen_anew() || chosen_anew(), "{} mode", mode.name);
             });
         }
     });
