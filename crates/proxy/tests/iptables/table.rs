@@ -103,3 +103,14 @@ fn every_state_of_the_history_as_the_oracle_says() {
         }
     }
 }
+
+#[test]
+fn every_row_of_the_tables_with_other_settings() {
+    for table in &packet_table::tables()[1..] {
+        let mode = applied(&table.world);
+        for row in &table.rows {
+            let outcome = row.outcome_by(&table.world, &abilities());
+            assert_eq!(traced(mode.iptables(), &table.world, &row.packet), outcome, "{}: {}", table.name, row.name);
+        }
+    }
+}

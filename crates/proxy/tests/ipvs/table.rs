@@ -36,7 +36,7 @@ pub fn kernel(world: &World) -> Fake {
 /// The mode over a fake kernel that holds `world`.
 pub fn applied(world: &World) -> Ipvs<Fake> {
     let mut mode = Ipvs::new(kernel(world), settings(world));
-    bring(&mut mode, &mut tracker(), world);
+    bring(&mut mode, &mut support::tracker(world), world);
     mode
 }
 
@@ -102,6 +102,17 @@ fn every_state_of_the_history_as_the_oracle_says() {
         for row in packet_table::rows() {
             let oracle = packet_table::expected_by(&world, &row.packet, &abilities());
             assert_eq!(traced(mode.kernel(), &row.packet), oracle, "{}", row.name);
+        }
+    }
+}
+
+#[test]
+fn every_row_of_the_tables_with_other_settings() {
+    for table in &packet_table::tables()[1..] {
+        let mode = applied(&table.world);
+        for row in &table.rows {
+            let outcome = row.outcome_by(&table.world, &abilities());
+            assert_eq!(traced(mode.kernel(), &row.packet), outcome, "{}: {}", table.name, row.name);
         }
     }
 }

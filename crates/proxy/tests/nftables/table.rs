@@ -38,13 +38,14 @@ pub fn applied(world: &World) -> Nftables<Fake> {
 /// What the rules in `kernel` do with a packet.
 pub fn traced(kernel: &Fake, world: &World, packet: &Packet) -> Outcome {
     let table = &kernel.ruleset()[&Table::new(Family::of(&packet.to.ip()).into(), TABLE)];
+    let input = packet_table::interface(&packet.from);
     let packet = trace::Packet {
         source: packet.from,
         destination: packet.to.ip(),
         protocol: packet.protocol.number(),
         port: packet.to.port(),
     };
-    let fates = trace::trace(table, packet, &world.node_addresses).unwrap();
+    let fates = trace::trace_by(table, packet, &world.node_addresses, input).unwrap();
     let mut sent = BTreeSet::new();
     for fate in &fates {
         match fate {
@@ -82,6 +83,18 @@ fn every_state_of_the_history_as_the_oracle_says() {
         for row in packet_table::rows() {
             let oracle = packet_table::expected(&world, &row.packet);
             assert_eq!(traced(mode.kernel(), &world, &row.packet), oracle, "{}", row.name);
+        }
+    }
+}
+
+#[test]
+fn every_row_of_the_tables_with_other_settings() {
+    for table in &packet_table::tables()[1..] {
+        let mode = applied(&table.world);
+        for row in &table.rows {
+            let outcome =
+                row.outcome_by(&table.world, &support::abilities(podwire_proxy::mode::find("nftables").unwrap()));
+            assert_eq!(traced(mode.kernel(), &table.world, &row.packet), outcome, "{}: {}", table.name, row.name);
         }
     }
 }
