@@ -220,19 +220,18 @@ fn timeouts_and_affinity_are_the_kernels() {
     });
 }
 
-/// 5,006 Services of 50 endpoints: what the whole of it, a restart and one change take here is told, not judged; that
-/// they write what they should is.
+/// 250 Services of 10 endpoints: what the whole of it, a restart and one change take here is told, not judged; that they
+/// write what they should is.
 #[test]
-#[ignore = "takes minutes in an emulated machine: PODWIRE_TIER=vm cargo xtask test vm ipvs --ignored --nocapture"]
-fn a_large_cluster() {
+fn a_larger_cluster() {
     in_the_machine(|| {
         let (mut services, mut slices) = (Vec::new(), Vec::new());
-        for number in 0..5006_u32 {
+        for number in 0..250_u32 {
             let name = format!("web-{number}");
             services
                 .push(service(&name, &format!("10.{}.{}.{}", 96 + (number >> 16), number >> 8 & 255, number & 255)));
             let [_, a, b, _] = (number << 8).to_be_bytes();
-            let endpoints: Vec<_> = (0..50).map(|n| format!("10.{}.{b}.{n}@node2", 128 + a)).collect();
+            let endpoints: Vec<_> = (0..10).map(|n| format!("10.{}.{b}.{n}@node2", 128 + a)).collect();
             slices.push(slice(&name, 80, &endpoints.iter().map(String::as_str).collect::<Vec<_>>()));
         }
         let world = World { services, slices, ..packet_table::empty() };
@@ -247,7 +246,7 @@ fn a_large_cluster() {
             done.written
         };
         let mut mode = (MODE.open)(&settings).unwrap();
-        assert!(timed("first sync", &mut mode, tracker.take_changes().unwrap()) > 250_300);
+        assert!(timed("first sync", &mut mode, tracker.take_changes().unwrap()) > 2_500);
         for _ in 0..5 {
             let mut more = slice("web-7", 80, &["10.250.0.1@node2"]);
             more.name = podwire_testkit::build::name("web-7-2");
