@@ -183,6 +183,11 @@ impl Proxy {
         }
         applied
     }
+
+    /// Has everything removed that is unused, as a proxy does in the seconds after a change.
+    pub fn tidy(&mut self) {
+        while self.mode.tidy().unwrap() {}
+    }
 }
 
 /// What all machines need: no waiting for duplicate addresses, no tests of where packets come from.
