@@ -10,4 +10,3 @@ mod literal;
 mod problems;
 mod random;
 mod rows;
-mod scale;
