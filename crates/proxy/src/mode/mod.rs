@@ -6,6 +6,7 @@ pub mod nftables;
 pub mod userspace;
 
 mod settings;
+pub mod trace;
 
 use podwire_kernel::conntrack::Filter;
 use podwire_model::{Family, Protocol};

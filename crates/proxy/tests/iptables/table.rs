@@ -1,17 +1,12 @@
 //! The packet table, traced through the rendered rules.
 
-use std::{collections::BTreeSet, net::SocketAddr};
-
 use podwire_kernel::iptables::{Fake, Table};
 use podwire_model::Family;
 use podwire_proxy::{
     Tracker,
     mode::{
         MODES, Mode,
-        iptables::{
-            IptablesMode,
-            trace::{self, Fate},
-        },
+        iptables::{IptablesMode, trace},
     },
 };
 use podwire_testkit::packet_table::{self, Abilities, Outcome, Packet, World, interface};
@@ -57,21 +52,7 @@ pub fn traced(fake: &Fake, world: &World, packet: &Packet) -> Outcome {
     };
     let tables = trace::Tables { nat: &nat, filter: &filter };
     let fates = trace::trace(tables, packet, &world.node_addresses).unwrap_or_else(|error| panic!("{error}"));
-    let mut sent = BTreeSet::new();
-    for fate in &fates {
-        match fate {
-            Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), *masqueraded)),
-            other => {
-                assert_eq!(fates.len(), 1, "{other:?} among {fates:?}");
-                return match other {
-                    Fate::Rejected => Outcome::Rejected,
-                    Fate::Dropped => Outcome::Dropped,
-                    _ => Outcome::Untouched,
-                };
-            }
-        };
-    }
-    Outcome::Sent(sent)
+    support::outcome(&fates)
 }
 
 /// What iptables mode can do.

@@ -1,17 +1,11 @@
 //! The packet table, traced through rules, sets and virtual servers.
 
-use std::{collections::BTreeSet, net::SocketAddr};
-
 use podwire_kernel::route::{Address, Route as _};
 use podwire_proxy::{
     Tracker,
     mode::{
         self, Mode,
-        ipvs::{
-            Ipvs,
-            kernel::Fake,
-            trace::{self, Fate},
-        },
+        ipvs::{Ipvs, kernel::Fake, trace},
     },
 };
 use podwire_testkit::packet_table::{self, Abilities, Outcome, Packet, World, interface};
@@ -59,21 +53,7 @@ pub fn traced(kernel: &Fake, packet: &Packet) -> Outcome {
         input: (input != "lo").then_some(input),
     };
     let fates = trace::trace(kernel, packet).unwrap();
-    let mut sent = BTreeSet::new();
-    for fate in &fates {
-        match fate {
-            Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), *masqueraded)),
-            other => {
-                assert_eq!(fates.len(), 1, "{other:?} among {fates:?}");
-                return match other {
-                    Fate::Rejected => Outcome::Rejected,
-                    Fate::Dropped => Outcome::Dropped,
-                    _ => Outcome::Untouched,
-                };
-            }
-        };
-    }
-    Outcome::Sent(sent)
+    support::outcome(&fates)
 }
 
 /// What ipvs mode can do.

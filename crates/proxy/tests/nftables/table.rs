@@ -1,18 +1,12 @@
 //! The packet table, traced through the rendered rules.
 
-use std::{collections::BTreeSet, net::SocketAddr};
-
 use podwire_kernel::nftables::{Fake, Table};
 use podwire_model::Family;
 use podwire_proxy::{
     Tracker,
     mode::{
         Mode,
-        nftables::{
-            Nftables,
-            render::TABLE,
-            trace::{self, Fate},
-        },
+        nftables::{Nftables, render::TABLE, trace},
     },
 };
 use podwire_testkit::packet_table::{self, Outcome, Packet, World};
@@ -46,21 +40,7 @@ pub fn traced(kernel: &Fake, world: &World, packet: &Packet) -> Outcome {
         port: packet.to.port(),
     };
     let fates = trace::trace_by(table, packet, &world.node_addresses, input).unwrap();
-    let mut sent = BTreeSet::new();
-    for fate in &fates {
-        match fate {
-            Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), *masqueraded)),
-            other => {
-                assert_eq!(fates.len(), 1, "{other:?} among {fates:?}");
-                return match other {
-                    Fate::Rejected => Outcome::Rejected,
-                    Fate::Dropped => Outcome::Dropped,
-                    _ => Outcome::Untouched,
-                };
-            }
-        };
-    }
-    Outcome::Sent(sent)
+    support::outcome(&fates)
 }
 
 /// Every row, traced.

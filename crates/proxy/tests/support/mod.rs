@@ -4,12 +4,14 @@
 // No test program needs all of it.
 #![allow(dead_code)]
 
+use std::{collections::BTreeSet, net::SocketAddr};
+
 use podwire_proxy::{
     Changes, Tracker,
-    mode::{Description, DetectLocal, NodePortAddresses, Settings},
+    mode::{Description, DetectLocal, NodePortAddresses, Settings, trace::Fate},
     plan::Me,
 };
-use podwire_testkit::packet_table::{Abilities, FAMILIES, NodePorts, Pods, World, range};
+use podwire_testkit::packet_table::{Abilities, FAMILIES, NodePorts, Outcome, Pods, World, range};
 
 /// The settings of a world.
 pub fn settings(world: &World) -> Settings {
@@ -60,4 +62,23 @@ pub fn abilities(mode: &Description) -> Abilities {
         "userspace" => Abilities { sctp: false, localhost_v4: true, localhost_v6: true, ..common },
         _ => common,
     }
+}
+
+/// What a tracer found, as the packet table says it.
+pub fn outcome(fates: &BTreeSet<Fate>) -> Outcome {
+    let mut sent = BTreeSet::new();
+    for fate in fates {
+        match fate {
+            Fate::Sent { to, masqueraded } => sent.insert((SocketAddr::new(to.address, to.port), *masqueraded)),
+            other => {
+                assert_eq!(fates.len(), 1, "{other:?} among {fates:?}");
+                return match other {
+                    Fate::Rejected => Outcome::Rejected,
+                    Fate::Dropped => Outcome::Dropped,
+                    _ => Outcome::Untouched,
+                };
+            }
+        };
+    }
+    Outcome::Sent(sent)
 }

@@ -14,6 +14,8 @@ use podwire_kernel::nftables::{
 
 use crate::plan::Backend;
 
+pub use crate::mode::trace::Fate;
+
 /// The first packet of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
@@ -25,24 +27,6 @@ pub struct Packet {
     pub protocol: u8,
     /// The port it is sent to.
     pub port: u16,
-}
-
-/// What becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fate {
-    /// Goes on as it is.
-    Untouched,
-    /// Refused with an answer.
-    Rejected,
-    /// Vanishes.
-    Dropped,
-    /// Goes to a backend.
-    Sent {
-        /// Which.
-        to: Backend,
-        /// Whether the source is replaced.
-        masqueraded: bool,
-    },
 }
 
 /// A rule that this machine cannot evaluate: the table and the tracer have gone apart.
