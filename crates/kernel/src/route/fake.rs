@@ -10,7 +10,7 @@ use podwire_model::{Family, IpNet};
 
 use self::check::check_mtu;
 use super::{
-    Address, BridgePort, FdbEntry, FdbTable, Link, LinkChange, LinkKind, Mac, Neighbour, NeighbourState, NewLink,
+    Address, BridgePort, FdbEntry, FdbTable, Ipip, Link, LinkChange, LinkKind, Mac, Neighbour, NeighbourState, NewLink,
     NewLinkKind, Peer, Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan, socket::check_name, types::family,
 };
 use crate::{Error, Result};
@@ -96,6 +96,10 @@ impl FakeRoute {
 
     fn at(&mut self, index: u32, what: impl Display) -> Result<&mut Link> {
         self.links.get_mut(&index).ok_or_else(|| Error::refused(what, libc::ENODEV))
+    }
+
+    fn mtu_of(&self, index: u32) -> Option<u32> {
+        self.links.get(&index).map(|link| link.mtu)
     }
 
     fn add_peer(&mut self, near: u32, peer: &Peer<'_>) {
@@ -204,8 +208,16 @@ impl Route for FakeRoute {
             NewLinkKind::Bridge => (LinkKind::Bridge, link.mtu),
             NewLinkKind::Veth(_) => (LinkKind::Veth, link.mtu),
             NewLinkKind::Dummy => (LinkKind::Dummy, link.mtu),
+            NewLinkKind::Wireguard => (LinkKind::Wireguard, link.mtu.or(Some(1420))),
+            NewLinkKind::Macvlan { mode, lower } => (LinkKind::Macvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
+            NewLinkKind::Ipvlan { mode, lower } => (LinkKind::Ipvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
+            NewLinkKind::Vlan { id, lower } => (LinkKind::Vlan(*id), link.mtu.or(self.mtu_of(*lower))),
+            NewLinkKind::Ipip(ipip) => {
+                let lower = ipip.device.and_then(|device| self.mtu_of(device)).map(|lower| lower - 20);
+                (LinkKind::Ipip(*ipip), link.mtu.or(lower))
+            }
             NewLinkKind::Vxlan(vxlan) => {
-                let lower = vxlan.device.and_then(|device| self.links.get(&device)).map(|lower| lower.mtu - 50);
+                let lower = vxlan.device.and_then(|device| self.mtu_of(device)).map(|lower| lower - 50);
                 (LinkKind::Vxlan(vxlan.clone()), link.mtu.or(lower))
             }
         };
@@ -213,8 +225,11 @@ impl Route for FakeRoute {
         if let NewLinkKind::Veth(peer) = &link.kind {
             self.add_peer(index, peer);
         }
-        if let NewLinkKind::Vxlan(Vxlan { device, .. }) = &link.kind {
-            self.at(index, what)?.peer_index = *device;
+        match &link.kind {
+            NewLinkKind::Vxlan(Vxlan { device, .. }) | NewLinkKind::Ipip(Ipip { device, .. }) => {
+                self.at(index, what)?.peer_index = *device;
+            }
+            kind => self.at(index, what)?.peer_index = kind.lower().or(self.at(index, what)?.peer_index),
         }
         self.set_master(index, link.master);
         self.set_up(index, link.up);

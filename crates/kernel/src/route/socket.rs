@@ -60,6 +60,26 @@ impl RouteSocket {
     }
 }
 
+impl RouteSocket {
+    /// Creates a link in the network namespace `netns` (an open `/proc/PID/ns/net`): sooner than by moving it there, for
+    /// which the kernel waits until nobody uses it. The device below, or the other end of a veth pair, is in this one.
+    ///
+    /// # Errors
+    /// As [`Route::create_link`].
+    pub fn create_link_in(&mut self, link: &NewLink<'_>, netns: BorrowedFd<'_>) -> Result<()> {
+        self.new_link(link, Some(netns))
+    }
+
+    fn new_link(&mut self, link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Result<()> {
+        let (kind, name) = (link.kind.name(), link.name);
+        check_name(name)?;
+        if let NewLinkKind::Veth(peer) = &link.kind {
+            check_name(peer.name)?;
+        }
+        self.tell(libc::RTM_NEWLINK, ADD, &wire::new_link(link, netns), format_args!("create {kind} {name}"))
+    }
+}
+
 impl Route for RouteSocket {
     fn links(&mut self) -> Result<Vec<Link>> {
         let body = wire::get_link(None, 0);
@@ -76,18 +96,8 @@ impl Route for RouteSocket {
     }
 
     fn create_link(&mut self, link: &NewLink<'_>) -> Result<Link> {
-        let name = link.name;
-        check_name(name)?;
-        let kind = match &link.kind {
-            NewLinkKind::Bridge => "bridge",
-            NewLinkKind::Veth(peer) => {
-                check_name(peer.name)?;
-                "veth"
-            }
-            NewLinkKind::Vxlan(_) => "vxlan",
-            NewLinkKind::Dummy => "dummy",
-        };
-        self.tell(libc::RTM_NEWLINK, ADD, &wire::new_link(link), format_args!("create {kind} {name}"))?;
+        self.new_link(link, None)?;
+        let (kind, name) = (link.kind.name(), link.name);
         let created = self.link(name)?;
         created.ok_or_else(|| Error::refused(format_args!("find the new {kind} {name}"), libc::ENODEV))
     }

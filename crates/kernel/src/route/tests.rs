@@ -164,12 +164,47 @@ fn addresses_bring_their_network_and_take_it_along() {
     });
 }
 
+/// Kinds that stand on another device, or are tunnels without a fixed end. The kernel of the netns tier has only macvlan;
+/// the vm tier's has all.
+#[test]
+fn links_upon_links_are_made_and_read_back() {
+    on_both(|route| {
+        let (a, _) = pair(route);
+        let ipip = Ipip { local: "10.1.0.1".parse().unwrap(), device: Some(a) };
+        let rows = [
+            (NewLinkKind::Macvlan { lower: a, mode: MacvlanMode::Bridge }, LinkKind::Macvlan(MacvlanMode::Bridge)),
+            (NewLinkKind::Macvlan { lower: a, mode: MacvlanMode::Private }, LinkKind::Macvlan(MacvlanMode::Private)),
+            (NewLinkKind::Ipvlan { lower: a, mode: IpvlanMode::L3s }, LinkKind::Ipvlan(IpvlanMode::L3s)),
+            (NewLinkKind::Vlan { lower: a, id: 42 }, LinkKind::Vlan(42)),
+            (NewLinkKind::Ipip(ipip), LinkKind::Ipip(ipip)),
+            (NewLinkKind::Wireguard, LinkKind::Wireguard),
+        ];
+        for (new, expected) in rows {
+            let (everywhere, lower) = (matches!(new, NewLinkKind::Macvlan { .. }), new.lower());
+            let link = match route.create_link(&NewLink::new("over", new)) {
+                Err(error) if !everywhere && is_missing(&error) => continue,
+                created => created.unwrap(),
+            };
+            assert_eq!(link.kind, expected);
+            assert!(lower.is_none() || link.peer_index == lower, "{link:?}");
+            route.delete_link(link.index).unwrap();
+        }
+        let lost = NewLinkKind::Macvlan { lower: 4711, mode: MacvlanMode::Bridge };
+        assert_eq!(errno(route.create_link(&NewLink::new("over", lost))), libc::ENODEV);
+    });
+}
+
+/// The netns tier's kernel does not know this kind of link. The vm tier's knows all.
+fn is_missing(error: &crate::Error) -> bool {
+    error.errno() == Some(libc::EOPNOTSUPP) && std::env::var("PODWIRE_TIER").is_err()
+}
+
 /// What kube-proxy's `kube-ipvs0` is. The kernel of the netns tier has no such device; the vm tier's has.
 #[test]
 fn a_dummy_that_is_down_holds_addresses() {
     on_both(|route| {
         let dummy = match route.create_link(&NewLink::new("kube-ipvs0", NewLinkKind::Dummy)) {
-            Err(error) if error.errno() == Some(libc::EOPNOTSUPP) && std::env::var("PODWIRE_TIER").is_err() => return,
+            Err(error) if is_missing(&error) => return,
             created => created.unwrap(),
         };
         assert_eq!((&dummy.kind, dummy.up), (&LinkKind::Dummy, false));

@@ -8,7 +8,9 @@ use std::{
     str::FromStr,
 };
 
-pub use link::{BridgePort, Link, LinkChange, LinkKind, NewLink, NewLinkKind, Peer, Vxlan};
+pub use link::{
+    BridgePort, Ipip, IpvlanMode, Link, LinkChange, LinkKind, MacvlanMode, NewLink, NewLinkKind, Peer, Vxlan,
+};
 use podwire_model::{Family, IpNet};
 
 /// A MAC address.

@@ -8,8 +8,8 @@ use super::FakeRoute;
 use crate::{
     Error, Result,
     route::{
-        FdbEntry, FdbTable, Link, LinkKind, Mac, NewLink, NewLinkKind, RouteEntry, RouteKind, Scope, TABLE_MAIN, Vxlan,
-        socket::check_name, types::family,
+        FdbEntry, FdbTable, Ipip, Link, LinkKind, Mac, NewLink, NewLinkKind, RouteEntry, RouteKind, Scope, TABLE_MAIN,
+        Vxlan, socket::check_name, types::family,
     },
 };
 
@@ -25,7 +25,11 @@ impl FakeRoute {
         self.check_free(link.name, what)?;
         check_mtu(link.mtu, what)?;
         match &link.kind {
-            NewLinkKind::Bridge | NewLinkKind::Dummy => {}
+            NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard => {}
+            NewLinkKind::Macvlan { lower, .. } | NewLinkKind::Ipvlan { lower, .. } => self.check_lower(*lower, what)?,
+            NewLinkKind::Vlan { id, .. } if !(1..4095).contains(id) => return Err(Error::refused(what, libc::ERANGE)),
+            NewLinkKind::Vlan { lower, .. } => self.check_lower(*lower, what)?,
+            NewLinkKind::Ipip(ipip) => self.check_ipip(ipip, what)?,
             NewLinkKind::Veth(peer) => {
                 check_mtu(peer.mtu, what)?;
                 match peer.netns {
@@ -50,6 +54,15 @@ impl FakeRoute {
             return Err(Error::refused(what, libc::ENODEV));
         }
         let same = |link: &Link| matches!(&link.kind, LinkKind::Vxlan(old) if (old.id, old.port) == (new.id, new.port));
+        if self.links.values().any(same) { Err(Error::refused(what, libc::EEXIST)) } else { Ok(()) }
+    }
+
+    fn check_lower(&self, lower: u32, what: Arguments<'_>) -> Result<()> {
+        if self.links.contains_key(&lower) { Ok(()) } else { Err(Error::refused(what, libc::ENODEV)) }
+    }
+
+    fn check_ipip(&self, new: &Ipip, what: Arguments<'_>) -> Result<()> {
+        let same = |link: &Link| matches!(link.kind, LinkKind::Ipip(old) if old.local == new.local);
         if self.links.values().any(same) { Err(Error::refused(what, libc::EEXIST)) } else { Ok(()) }
     }
 

@@ -1,4 +1,7 @@
-use std::{net::IpAddr, os::fd::BorrowedFd};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::BorrowedFd,
+};
 
 use super::Mac;
 
@@ -23,7 +26,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Free text, shown as `alias` by `ip link`. Podwire marks its own links with it.
     pub alias: Option<String>,
-    /// For a veth: index of the other end, in that end's namespace. For a vxlan: the device it sends through.
+    /// For a veth: index of the other end, in that end's namespace. For a vxlan, macvlan, ipvlan or VLAN: the device
+    /// below, that it sends through.
     pub peer_index: Option<u32>,
     /// This namespace's id for the namespace that `peer_index` lives in; absent when it is this one.
     pub peer_netns_id: Option<i32>,
@@ -42,6 +46,16 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// A device that swallows packets: a place for addresses.
     Dummy,
+    /// An interface with a MAC address of its own on the device below.
+    Macvlan(MacvlanMode),
+    /// An interface with addresses of its own and the MAC address of the device below.
+    Ipvlan(IpvlanMode),
+    /// The frames of the device below with this 802.1Q tag, 1 to 4094.
+    Vlan(u16),
+    /// A tunnel of IPv4 packets in IPv4 packets.
+    Ipip(Ipip),
+    /// A WireGuard tunnel end point; keys and peers are set by other means.
+    Wireguard,
     /// Anything else, by the kernel's name for it (`tun`, `vlan`, …); empty for physical devices and `lo`.
     Other(String),
 }
@@ -54,6 +68,11 @@ impl LinkKind {
             Self::Veth => "veth",
             Self::Vxlan(_) => "vxlan",
             Self::Dummy => "dummy",
+            Self::Macvlan(_) => "macvlan",
+            Self::Ipvlan(_) => "ipvlan",
+            Self::Vlan(_) => "vlan",
+            Self::Ipip(_) => "ipip",
+            Self::Wireguard => "wireguard",
             Self::Other(name) => name,
         }
     }
@@ -74,6 +93,39 @@ pub struct Vxlan {
     pub learning: bool,
     /// Group Based Policy extension.
     pub gbp: bool,
+}
+
+/// Which of the macvlan interfaces on one device can talk to each other (`linux/if_link.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MacvlanMode {
+    /// None of them.
+    Private,
+    /// By way of the switch outside, which must send frames back to where they came from.
+    Vepa,
+    /// Directly.
+    Bridge,
+    /// There is only one, which takes over the device and its MAC address.
+    Passthru,
+}
+
+/// At which layer an ipvlan interface and the device below meet (`linux/if_link.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpvlanMode {
+    /// Frames: broadcast and multicast reach it.
+    L2,
+    /// Packets, routed by the namespace of the device below.
+    L3,
+    /// As L3, and connection tracking there sees them.
+    L3s,
+}
+
+/// Settings of an IPv4-in-IPv4 tunnel. Routes say where to, so it has no fixed remote end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipip {
+    /// Source address of encapsulated packets.
+    pub local: Ipv4Addr,
+    /// Index of the device that encapsulated packets leave by.
+    pub device: Option<u32>,
 }
 
 /// Settings of a bridge port.
@@ -124,6 +176,56 @@ pub enum NewLinkKind<'a> {
     Vxlan(Vxlan),
     /// A device that swallows packets. The kernel needs the module `dummy` for it.
     Dummy,
+    /// An interface with a MAC address of its own on the device with index `lower`.
+    Macvlan {
+        /// Index of the device below.
+        lower: u32,
+        /// Whom it can talk to.
+        mode: MacvlanMode,
+    },
+    /// An interface that shares the MAC address of the device with index `lower`. The kernel needs the module `ipvlan`.
+    Ipvlan {
+        /// Index of the device below.
+        lower: u32,
+        /// Where the two meet.
+        mode: IpvlanMode,
+    },
+    /// The frames with an 802.1Q tag. The kernel needs the module `8021q`.
+    Vlan {
+        /// Index of the device below.
+        lower: u32,
+        /// The tag, 1 to 4094.
+        id: u16,
+    },
+    /// A tunnel of IPv4 packets in IPv4 packets. The kernel needs the module `ipip`.
+    Ipip(Ipip),
+    /// A WireGuard tunnel end point without key and peers. The kernel needs the module `wireguard`.
+    Wireguard,
+}
+
+impl NewLinkKind<'_> {
+    /// The kernel's name of the kind.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Veth(_) => "veth",
+            Self::Vxlan(_) => "vxlan",
+            Self::Dummy => "dummy",
+            Self::Macvlan { .. } => "macvlan",
+            Self::Ipvlan { .. } => "ipvlan",
+            Self::Vlan { .. } => "vlan",
+            Self::Ipip(_) => "ipip",
+            Self::Wireguard => "wireguard",
+        }
+    }
+
+    /// Index of the device below, for kinds that cannot be without one.
+    pub const fn lower(&self) -> Option<u32> {
+        match self {
+            Self::Macvlan { lower, .. } | Self::Ipvlan { lower, .. } | Self::Vlan { lower, .. } => Some(*lower),
+            Self::Bridge | Self::Veth(_) | Self::Vxlan(_) | Self::Dummy | Self::Ipip(_) | Self::Wireguard => None,
+        }
+    }
 }
 
 /// The other end of a veth pair to create. It is down at first: the kernel refuses to bring it up before the near end.

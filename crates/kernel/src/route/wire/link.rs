@@ -1,14 +1,20 @@
 //! Links as rtnetlink messages and back.
 
-use std::{net::IpAddr, os::fd::AsRawFd};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use super::{Body, read_flag, read_ip, read_text};
 use crate::{
     netlink::{attributes, u16_at, u32_at},
-    route::types::{BridgePort, Link, LinkChange, LinkKind, Mac, NewLink, NewLinkKind, Peer, Vxlan},
+    route::types::{
+        BridgePort, Ipip, IpvlanMode, Link, LinkChange, LinkKind, Mac, MacvlanMode, NewLink, NewLinkKind, Peer, Vxlan,
+    },
 };
 
-/// Kinds inside IFLA_LINKINFO / INFO_DATA and friends that `libc` does not have (`linux/if_link.h`, `linux/veth.h`).
+/// Kinds inside IFLA_LINKINFO / INFO_DATA and friends that `libc` does not have (`linux/if_link.h`, `linux/if_tunnel.h`,
+/// `linux/veth.h`).
 mod kind {
     pub const VETH_INFO_PEER: u16 = 1;
     pub const VXLAN_ID: u16 = 1;
@@ -18,6 +24,12 @@ mod kind {
     pub const VXLAN_PORT: u16 = 15;
     pub const VXLAN_LOCAL6: u16 = 17;
     pub const VXLAN_GBP: u16 = 23;
+    pub const MACVLAN_MODE: u16 = 1;
+    pub const IPVLAN_MODE: u16 = 1;
+    pub const VLAN_ID: u16 = 1;
+    pub const IPTUN_LINK: u16 = 1;
+    pub const IPTUN_LOCAL: u16 = 2;
+    pub const IPTUN_PMTUDISC: u16 = 10;
     pub const PORT_MODE: u16 = 4;
     pub const PORT_LEARNING: u16 = 8;
     pub const PORT_UNICAST_FLOOD: u16 = 9;
@@ -52,8 +64,8 @@ pub fn delete_link(index: u32) -> Body {
     link_header(index, 0, 0)
 }
 
-/// RTM_NEWLINK with CREATE.
-pub fn new_link(link: &NewLink<'_>) -> Body {
+/// RTM_NEWLINK with CREATE; into another network namespace if `netns` says so.
+pub fn new_link(link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Body {
     let flags = if link.up { UP } else { 0 };
     let mut body = link_header(0, flags, flags);
     body.text(libc::IFLA_IFNAME, link.name);
@@ -61,25 +73,55 @@ pub fn new_link(link: &NewLink<'_>) -> Body {
     if let Some(master) = link.master {
         body.u32(libc::IFLA_MASTER, master);
     }
-    body.nest(libc::IFLA_LINKINFO, |info| match &link.kind {
-        NewLinkKind::Bridge => {
-            info.text(libc::IFLA_INFO_KIND, "bridge");
-        }
-        NewLinkKind::Veth(peer) => {
-            info.text(libc::IFLA_INFO_KIND, "veth");
-            info.nest(libc::IFLA_INFO_DATA, |data| {
-                data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0);
-            });
-        }
-        NewLinkKind::Vxlan(vxlan) => {
-            info.text(libc::IFLA_INFO_KIND, "vxlan");
-            info.nest(libc::IFLA_INFO_DATA, |data| vxlan_data(data, vxlan));
-        }
-        NewLinkKind::Dummy => {
-            info.text(libc::IFLA_INFO_KIND, "dummy");
-        }
+    if let Some(netns) = netns {
+        body.u32(libc::IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
+    }
+    if let Some(lower) = link.kind.lower() {
+        body.u32(libc::IFLA_LINK, lower);
+    }
+    body.nest(libc::IFLA_LINKINFO, |info| {
+        info.text(libc::IFLA_INFO_KIND, link.kind.name());
+        info.nest(libc::IFLA_INFO_DATA, |data| link_data(data, &link.kind));
     });
     body
+}
+
+fn link_data(data: &mut Body, kind: &NewLinkKind<'_>) {
+    match kind {
+        NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard => {}
+        NewLinkKind::Veth(peer) => _ = data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0),
+        NewLinkKind::Vxlan(vxlan) => vxlan_data(data, vxlan),
+        NewLinkKind::Macvlan { mode, .. } => _ = data.u32(kind::MACVLAN_MODE, macvlan_number(*mode)),
+        NewLinkKind::Ipvlan { mode, .. } => {
+            _ = data.attribute(kind::IPVLAN_MODE, &ipvlan_number(*mode).to_ne_bytes());
+        }
+        NewLinkKind::Vlan { id, .. } => _ = data.attribute(kind::VLAN_ID, &id.to_ne_bytes()),
+        NewLinkKind::Ipip(Ipip { local, device }) => {
+            data.attribute(kind::IPTUN_LOCAL, &local.octets());
+            // Large packets are told to be smaller rather than split.
+            data.flag(kind::IPTUN_PMTUDISC, true);
+            if let Some(device) = device {
+                data.u32(kind::IPTUN_LINK, *device);
+            }
+        }
+    }
+}
+
+const fn macvlan_number(mode: MacvlanMode) -> u32 {
+    match mode {
+        MacvlanMode::Private => 1,
+        MacvlanMode::Vepa => 2,
+        MacvlanMode::Bridge => 4,
+        MacvlanMode::Passthru => 8,
+    }
+}
+
+const fn ipvlan_number(mode: IpvlanMode) -> u16 {
+    match mode {
+        IpvlanMode::L2 => 0,
+        IpvlanMode::L3 => 1,
+        IpvlanMode::L3s => 2,
+    }
 }
 
 fn link_basics(body: &mut Body, mac: Option<Mac>, mtu: Option<u32>) {
@@ -214,10 +256,35 @@ fn read_link_info(info: &[u8]) -> (LinkKind, Option<BridgePort>) {
         ("bridge", _) => LinkKind::Bridge,
         ("veth", _) => LinkKind::Veth,
         ("dummy", _) => LinkKind::Dummy,
+        ("wireguard", _) => LinkKind::Wireguard,
         ("vxlan", Some(data)) => LinkKind::Vxlan(read_vxlan(data)),
-        _ => LinkKind::Other(name),
+        (_, Some(data)) => read_kind(&name, data).unwrap_or(LinkKind::Other(name)),
+        (_, None) => LinkKind::Other(name),
     };
     (kind, port.filter(|_| port_kind == "bridge"))
+}
+
+/// The kinds that have few settings.
+fn read_kind(name: &str, data: &[u8]) -> Option<LinkKind> {
+    let value = |wanted: u16| attributes(data).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    Some(match name {
+        "macvlan" => {
+            let number = u32_at(value(kind::MACVLAN_MODE)?, 0)?;
+            let modes = [MacvlanMode::Private, MacvlanMode::Vepa, MacvlanMode::Bridge, MacvlanMode::Passthru];
+            LinkKind::Macvlan(modes.into_iter().find(|mode| macvlan_number(*mode) == number)?)
+        }
+        "ipvlan" => {
+            let number = u16_at(value(kind::IPVLAN_MODE)?, 0)?;
+            let modes = [IpvlanMode::L2, IpvlanMode::L3, IpvlanMode::L3s];
+            LinkKind::Ipvlan(modes.into_iter().find(|mode| ipvlan_number(*mode) == number)?)
+        }
+        "vlan" => LinkKind::Vlan(u16_at(value(kind::VLAN_ID)?, 0)?),
+        "ipip" => LinkKind::Ipip(Ipip {
+            local: Ipv4Addr::from(<[u8; 4]>::try_from(value(kind::IPTUN_LOCAL)?).ok()?),
+            device: value(kind::IPTUN_LINK).and_then(|value| u32_at(value, 0)).filter(|index| *index != 0),
+        }),
+        _ => return None,
+    })
 }
 
 fn read_vxlan(data: &[u8]) -> Vxlan {
