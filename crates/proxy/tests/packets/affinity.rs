@@ -79,8 +79,11 @@ fn clients_keep_their_endpoint_while_others_come_and_go() {
 #[test]
 fn clients_that_were_away_for_longer_than_the_timeout_choose_anew() {
     const SHORT: Duration = Duration::from_secs(2);
+    // In ipvs mode the kernel remembers a client for as long as it remembers one of its connections, which is two minutes
+    // after the end of it (`ip_vs_conn_expire`, IP_VS_TCP_S_TIME_WAIT); tests/ipvs looks at the timeout that it was given.
+    let modes = modes().filter(|mode| mode.name != "ipvs");
     std::thread::scope(|scope| {
-        for mode in modes() {
+        for mode in modes {
             scope.spawn(move || {
                 let Some(net) = Net::build() else { return };
                 let clients = clients();
