@@ -7,7 +7,10 @@
 mod address;
 mod call;
 mod error;
+mod ipam;
+mod mark;
 pub mod plugin;
+mod pod;
 mod program;
 mod result;
 pub mod runtime;

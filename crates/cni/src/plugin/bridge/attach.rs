@@ -3,18 +3,17 @@ use std::{net::IpAddr, os::fd::AsFd};
 use podwire_kernel::{
     ResultExt,
     ns::Namespace,
-    route::{
-        Address, Link, LinkChange, LinkKind, NewLink, NewLinkKind, Peer, Route, RouteEntry, RouteSocket, Scope,
-        TABLE_MAIN,
-    },
+    route::{Address, Link, LinkChange, LinkKind, NewLink, NewLinkKind, Peer, Route, RouteSocket},
     sysctl::{ProcSys, Sysctl},
 };
 use podwire_model::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{alias, config::Config, host_name};
+use super::{config::Config, host_name};
 use crate::{
-    Call, CniResult, Error, Interface, Result, RouteConfig,
+    Call, CniResult, Error, Result, RouteConfig,
     address::{first_host, mac_of},
+    mark,
+    pod::{self, describe},
 };
 
 /// One ADD, after the addresses are assigned.
@@ -35,9 +34,9 @@ impl Attach<'_> {
             self.serve_as_gateway(&bridge, &result)?;
         }
         let veth = self.veth(&bridge, &result)?;
-        let eth = self.configure_pod(&result)?;
-        let sandbox = self.call.netns.as_ref().map(|path| path.display().to_string());
-        result.interfaces = vec![describe(&bridge, None), describe(&veth, None), describe(&eth, sandbox)];
+        let eth = pod::configure(self.call, self.namespace, &mut self.pod, &result, self.config.dad)?;
+        result.interfaces =
+            vec![describe(&bridge, None), describe(&veth, None), describe(&eth, pod::sandbox(self.call))];
         for ip in &mut result.ips {
             ip.interface = Some(result.interfaces.len() - 1);
         }
@@ -135,7 +134,7 @@ impl Attach<'_> {
             ..NewLink::new(&name, NewLinkKind::Veth(peer))
         };
         let link = self.host.create_link(&new)?;
-        let mark = alias(&call.network, &call.container_id, &call.ifname);
+        let mark = mark::of(call);
         let changes =
             [LinkChange::Alias(&mark), LinkChange::Hairpin(config.hairpin), LinkChange::Isolated(config.isolated)];
         let marked = self.host.change_link(link.index, &changes);
@@ -145,32 +144,6 @@ impl Attach<'_> {
             return Err(error.into());
         }
         Ok(link)
-    }
-
-    /// Addresses and routes of the container's end.
-    fn configure_pod(&mut self, result: &CniResult) -> Result<Link> {
-        let name = &self.call.ifname;
-        let find = |pod: &mut RouteSocket| {
-            pod.link(name)?.ok_or_else(|| Error::UnknownContainer(format!("{name} vanished from the container")))
-        };
-        let eth = find(&mut self.pod)?;
-        if result.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
-            self.namespace.run(|| allow_ipv6(name))?;
-        }
-        for ip in &result.ips {
-            let broadcast = match ip.address {
-                IpNet::V4(net) => Some(net.broadcast()),
-                IpNet::V6(_) => None,
-            };
-            let address = Address::new(eth.index, ip.address);
-            let no_dad = address.no_dad && !self.config.dad;
-            self.pod.add_address(&Address { broadcast, no_dad, ..address })?;
-        }
-        self.pod.change_link(eth.index, &[LinkChange::Up(true)])?;
-        for route in &result.routes {
-            self.pod.add_route(&entry(route, result, eth.index)?).or_exists()?;
-        }
-        find(&mut self.pod)
     }
 }
 
@@ -201,39 +174,4 @@ fn everywhere(like: IpAddr) -> IpNet {
         IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
         IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
     }
-}
-
-/// A route of the result as the kernel's: through its gateway, or that of the address of its family.
-fn entry(route: &RouteConfig, result: &CniResult, device: u32) -> Result<RouteEntry> {
-    for (field, set) in [("routes.mtu", route.mtu.is_some()), ("routes.advmss", route.advmss.is_some())] {
-        if set {
-            return Err(Error::Unsupported { field, detail: format!("route to {}: leave it out", route.dst) });
-        }
-    }
-    let same_family = |ip: &IpAddr| ip.is_ipv4() == route.dst.addr().is_ipv4();
-    let gateway = route.gw.or_else(|| result.ips.iter().filter_map(|ip| ip.gateway).find(same_family));
-    let mut entry = match gateway {
-        Some(gateway) => RouteEntry::via(route.dst, gateway, device),
-        None => RouteEntry::on_link(route.dst, device),
-    };
-    entry.metric = route.priority.unwrap_or(entry.metric);
-    entry.table = route.table.unwrap_or(TABLE_MAIN);
-    if let Some(scope) = route.scope {
-        entry.scope = match scope {
-            0 => Scope::Global,
-            253 => Scope::Link,
-            254 => Scope::Host,
-            other => Scope::Other(other),
-        };
-    }
-    Ok(entry)
-}
-
-/// Systems that switch IPv6 off by default switch it off on every new interface.
-fn allow_ipv6(name: &str) -> podwire_kernel::Result<()> {
-    ProcSys.ensure(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").or_gone()
-}
-
-fn describe(link: &Link, sandbox: Option<String>) -> Interface {
-    Interface { name: link.name.clone(), mac: link.mac.map(|mac| mac.to_string()), mtu: Some(link.mtu), sandbox }
 }

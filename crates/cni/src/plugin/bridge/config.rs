@@ -1,7 +1,7 @@
 use podwire_kernel::route::Mac;
 use serde::Deserialize;
 
-use crate::{Call, Dns, Error, Result};
+use crate::{Call, Dns, Error, Result, ipam::Ipam};
 
 /// The checked configuration of one call.
 #[derive(Debug)]
@@ -14,8 +14,7 @@ pub struct Config {
     pub hairpin: bool,
     pub isolated: bool,
     pub dad: bool,
-    /// The IPAM plugin; without one the container gets no address.
-    pub ipam: Option<String>,
+    pub ipam: Ipam,
     pub mac: Option<Mac>,
     /// Takes the place of what the IPAM plugin says, when set.
     pub dns: Dns,
@@ -61,12 +60,6 @@ struct Raw {
 }
 
 #[derive(Deserialize, Default)]
-struct Ipam {
-    #[serde(rename = "type", default)]
-    kind: String,
-}
-
-#[derive(Deserialize, Default)]
 struct RuntimeConfig {
     #[serde(default)]
     mac: String,
@@ -101,7 +94,7 @@ impl Config {
             hairpin: raw.hairpin_mode,
             isolated: raw.port_isolation,
             dad: raw.enabledad,
-            ipam: Some(raw.ipam.kind).filter(|kind| !kind.is_empty()),
+            ipam: raw.ipam,
             mac,
             dns: raw.dns,
         })
