@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+pub mod generic;
 mod message;
 mod socket;
 

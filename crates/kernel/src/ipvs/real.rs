@@ -7,11 +7,9 @@ use super::{
 };
 use crate::{
     Error, Result,
-    netlink::{Messages, Protocol, Socket, flags, push_message},
+    netlink::{Messages, Protocol, Socket, flags, generic, push_message},
 };
 
-/// `GENL_ID_CTRL`: the family that knows the others.
-const CONTROL: u16 = 0x10;
 /// How many changes go into one system call: far below what the receive queue holds, should all be refused.
 const BATCH: usize = 1024;
 
@@ -30,15 +28,13 @@ impl Kernel {
     pub fn open() -> Result<Self> {
         let mut socket = Socket::open(Protocol::Generic)?;
         let what = format_args!("find IPVS in the kernel (is the module ip_vs loaded?)");
-        let answer = socket.request(CONTROL, 0, &wire::get_family(), what)?;
-        let family = answer.first().and_then(|message| wire::family_id(message.payload));
-        let family = family.ok_or_else(|| Error::malformed(what, "no family number"))?;
+        let family = socket.family("IPVS", what)?;
         Ok(Self { socket, family })
     }
 
     fn get<T>(&mut self, command: u8, decode: fn(&[u8]) -> Option<T>, what: &str) -> Result<T> {
         let answer: Messages =
-            self.socket.request(self.family, 0, &wire::header(command, 1), format_args!("{what}"))?;
+            self.socket.request(self.family, 0, &generic::header(command, 1), format_args!("{what}"))?;
         let decoded = answer.first().and_then(|message| decode(message.payload));
         decoded.ok_or_else(|| Error::malformed(what, "no such answer"))
     }
@@ -59,7 +55,7 @@ impl Ipvs for Kernel {
     }
 
     fn services(&mut self) -> Result<Vec<Service>> {
-        let request = wire::header(command::GET_SERVICE, 1);
+        let request = generic::header(command::GET_SERVICE, 1);
         let listed = self.socket.dump(self.family, 0, &request, format_args!("list virtual services"))?;
         Ok(listed.iter().filter_map(|message| wire::service(message.payload)).collect())
     }

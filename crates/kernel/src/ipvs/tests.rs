@@ -140,7 +140,7 @@ fn many_changes_go_in_few_calls_and_every_refusal_is_seen() {
 proptest::proptest! {
     #[test]
     fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-        let _ = (wire::service(&bytes), wire::info(&bytes), wire::timeouts(&bytes), wire::family_id(&bytes));
+        let _ = (wire::service(&bytes), wire::info(&bytes), wire::timeouts(&bytes));
         let _ = (wire::destination(&bytes, Family::V4), wire::destination(&bytes, Family::V6));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use podwire_model::{Family, Protocol};
 
 use super::types::{Change, Connections, Destination, Found, Info, Persistence, Service, ServiceKey, Timeouts, flags};
-use crate::netlink::{attributes, push_attribute, u16_at, u32_at};
+use crate::netlink::{attributes, generic::header, push_attribute, u16_at, u32_at};
 
 /// Commands (`IPVS_CMD_*`).
 pub mod command {
@@ -70,11 +70,6 @@ const PERSISTENT: u32 = 0x1;
 const KEPT_FLAGS: u32 = flags::SCHEDULER_1 | flags::SCHEDULER_2 | 0x20;
 /// `IP_VS_CONN_F_FWD_MASK`.
 const METHOD_MASK: u32 = 0x7;
-
-/// `struct genlmsghdr`: the command, the family's version.
-pub fn header(command: u8, version: u8) -> Vec<u8> {
-    vec![command, version, 0, 0]
-}
 
 /// A change as a message: its command and what follows the header.
 pub fn encode(change: &Change) -> Vec<u8> {
@@ -309,19 +304,4 @@ pub fn info(payload: &[u8]) -> Option<Info> {
         }
     }
     Some(info)
-}
-
-/// The number that a generic netlink family has since boot, from the answer to `CTRL_CMD_GETFAMILY`.
-pub fn family_id(payload: &[u8]) -> Option<u16> {
-    const FAMILY_ID: u16 = 1;
-    nest(payload, FAMILY_ID).and_then(|value| u16_at(value, 0))
-}
-
-/// The request for the number of IPVS's family.
-pub fn get_family() -> Vec<u8> {
-    const GET_FAMILY: u8 = 3;
-    const FAMILY_NAME: u16 = 2;
-    let mut message = header(GET_FAMILY, 1);
-    push_attribute(&mut message, FAMILY_NAME, b"IPVS\0");
-    message
 }

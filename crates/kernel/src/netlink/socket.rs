@@ -30,7 +30,7 @@ pub enum Protocol {
     Route,
     /// nftables, conntrack, ipset (`NETLINK_NETFILTER`).
     Netfilter,
-    /// Families that are looked up by name (`NETLINK_GENERIC`): IPVS.
+    /// Families that are looked up by name (`NETLINK_GENERIC`): IPVS, WireGuard.
     Generic,
 }
 
@@ -326,6 +326,20 @@ impl Socket {
             Some(datagram) => Ok(Some(datagram)),
             None => Err(Error::malformed(what, format_args!("one datagram of {length} bytes"))),
         }
+    }
+
+    /// The network namespace that this socket belongs to, as an open file.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN there.
+    pub fn netns(&self) -> Result<OwnedFd> {
+        // SAFETY: SIOCGSKNS takes no argument and returns a new file descriptor, which nothing else owns.
+        let fd = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGSKNS) };
+        if fd < 0 {
+            return Err(Error::last("open the network namespace of a netlink socket"));
+        }
+        // SAFETY: as above.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     fn bind(&self) -> Result<()> {

@@ -13,7 +13,7 @@ use super::{
     Address, BridgePort, FdbEntry, FdbTable, Ipip, Link, LinkChange, LinkKind, Mac, Neighbour, NeighbourState, NewLink,
     NewLinkKind, Peer, Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan, socket::check_name, types::family,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, wireguard::FakeDevice};
 
 /// One network namespace in memory, for tests of what is built upon [`Route`]: it refuses what the kernel refuses.
 ///
@@ -27,6 +27,7 @@ pub struct FakeRoute {
     routes: Vec<RouteEntry>,
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
     fdb: BTreeMap<(u32, bool, Mac), FdbEntry>,
+    pub(crate) wireguards: BTreeMap<u32, FakeDevice>,
     last_index: u32,
     operations: usize,
     fail_every: Option<usize>,
@@ -57,12 +58,16 @@ impl FakeRoute {
         self.operations
     }
 
-    fn step(&mut self, what: Arguments<'_>) -> Result<()> {
+    pub(crate) fn step(&mut self, what: Arguments<'_>) -> Result<()> {
         self.operations += 1;
         match self.fail_every {
             Some(n) if self.operations.is_multiple_of(n) => Err(Error::refused(what, libc::EBUSY)),
             _ => Ok(()),
         }
+    }
+
+    pub(crate) fn kind_of(&self, index: u32) -> Option<&LinkKind> {
+        self.links.get(&index).map(|link| &link.kind)
     }
 
     fn insert(&mut self, name: &str, kind: LinkKind, mac: Option<Mac>, mtu: Option<u32>) -> u32 {
@@ -156,6 +161,7 @@ impl FakeRoute {
     fn remove(&mut self, index: u32) {
         self.set_up(index, false);
         self.links.remove(&index);
+        self.wireguards.remove(&index);
         self.addresses.retain(|address| address.device != index);
         self.neighbours.retain(|(device, _), _| *device != index);
         self.fdb.retain(|(device, ..), _| *device != index);

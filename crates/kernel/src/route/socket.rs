@@ -1,4 +1,7 @@
-use std::{fmt::Arguments, os::fd::BorrowedFd};
+use std::{
+    fmt::Arguments,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use super::{
     Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, Route, RouteEntry, RouteFilter,
@@ -9,6 +12,7 @@ use crate::{
     netlink::{Protocol, Socket, flags},
     ns::on_a_thread,
     process::tried,
+    wireguard,
 };
 
 const ADD: u16 = flags::CREATE | flags::EXCLUSIVE;
@@ -16,7 +20,11 @@ const PUT: u16 = flags::CREATE | flags::REPLACE;
 
 /// [`Route`] of a network namespace of the running kernel.
 #[derive(Debug)]
-pub struct RouteSocket(Socket);
+pub struct RouteSocket {
+    socket: Socket,
+    /// WireGuard links are set up by another protocol: opened when the first one is.
+    wireguard: Option<wireguard::Connection>,
+}
 
 impl RouteSocket {
     /// Opens the network namespace that the calling thread is in.
@@ -26,7 +34,7 @@ impl RouteSocket {
     pub fn open() -> Result<Self> {
         let socket = Socket::open(Protocol::Route)?;
         socket.check_strictly()?;
-        Ok(Self(socket))
+        Ok(Self { socket, wireguard: None })
     }
 
     /// Opens another network namespace, given as an open file such as `/proc/PID/ns/net` or a
@@ -35,24 +43,29 @@ impl RouteSocket {
     /// # Errors
     /// The file is not a network namespace, or it may not be entered (CAP_SYS_ADMIN).
     pub fn open_in(netns: BorrowedFd<'_>) -> Result<Self> {
-        on_a_thread(|| {
-            rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
-                .map_err(tried("enter a network namespace"))?;
-            Self::open()
-        })
+        inside(netns, Self::open)
+    }
+
+    /// The connection to WireGuard in this network namespace.
+    pub(crate) fn wireguard_connection(&mut self) -> Result<&mut wireguard::Connection> {
+        let connection = match self.wireguard.take() {
+            Some(connection) => connection,
+            None => inside(self.socket.netns()?.as_fd(), wireguard::Connection::open)?,
+        };
+        Ok(self.wireguard.insert(connection))
     }
 
     fn list<T>(&mut self, kind: u16, body: &Body, read: fn(&[u8]) -> Option<T>, what: Arguments<'_>) -> Result<Vec<T>> {
-        let messages = self.0.dump(kind, 0, &body.0, what)?;
+        let messages = self.socket.dump(kind, 0, &body.0, what)?;
         Ok(messages.iter().filter_map(|message| read(message.payload)).collect())
     }
 
     fn tell(&mut self, kind: u16, flags: u16, body: &Body, what: Arguments<'_>) -> Result<()> {
-        self.0.request(kind, flags, &body.0, what).map(drop)
+        self.socket.request(kind, flags, &body.0, what).map(drop)
     }
 
     fn get_link(&mut self, body: &Body, what: Arguments<'_>) -> Result<Option<Link>> {
-        match self.0.request(libc::RTM_GETLINK, 0, &body.0, what) {
+        match self.socket.request(libc::RTM_GETLINK, 0, &body.0, what) {
             Ok(messages) => Ok(messages.first().and_then(|message| wire::read_link(message.payload))),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -78,6 +91,15 @@ impl RouteSocket {
         }
         self.tell(libc::RTM_NEWLINK, ADD, &wire::new_link(link, netns), format_args!("create {kind} {name}"))
     }
+}
+
+/// Opens something in another network namespace, by a thread of its own.
+fn inside<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| {
+        rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
+            .map_err(tried("enter a network namespace"))?;
+        open()
+    })
 }
 
 impl Route for RouteSocket {

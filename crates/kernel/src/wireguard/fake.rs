@@ -1,0 +1,69 @@
+use std::{collections::BTreeMap, fmt::Arguments};
+
+use super::{Change, Device, Peer, PrivateKey, PublicKey, Wireguard};
+use crate::{
+    Error, Result,
+    route::{FakeRoute, LinkKind},
+};
+
+/// What a WireGuard link of [`FakeRoute`] holds besides what every link does.
+#[derive(Debug, Clone, Default)]
+pub struct FakeDevice {
+    private_key: Option<PrivateKey>,
+    listen_port: u16,
+    peers: BTreeMap<PublicKey, Peer>,
+}
+
+impl FakeDevice {
+    fn change(&mut self, change: &Change) {
+        match change {
+            Change::PrivateKey(key) => {
+                self.peers.remove(&key.public());
+                self.private_key = Some(key.clone());
+            }
+            Change::ListenPort(port) => self.listen_port = *port,
+            Change::RemovePeer(key) => drop(self.peers.remove(key)),
+            Change::Peer(peer) if self.private_key.as_ref().is_some_and(|key| key.public() == peer.public_key) => {}
+            Change::Peer(peer) => {
+                for other in self.peers.values_mut() {
+                    other.allowed.retain(|range| !peer.allowed.contains(range));
+                }
+                let known = self.peers.get(&peer.public_key).and_then(|known| known.endpoint);
+                let peer = Peer { endpoint: peer.endpoint.or(known), ..peer.clone() };
+                self.peers.insert(peer.public_key, peer);
+            }
+        }
+    }
+}
+
+impl FakeRoute {
+    fn check_wireguard(&mut self, device: u32, what: Arguments<'_>) -> Result<()> {
+        self.step(what)?;
+        let errno = match self.kind_of(device) {
+            Some(LinkKind::Wireguard) => return Ok(()),
+            Some(_) => libc::EOPNOTSUPP,
+            None => libc::ENODEV,
+        };
+        Err(Error::refused(what, errno))
+    }
+}
+
+impl Wireguard for FakeRoute {
+    fn wireguard(&mut self, device: u32) -> Result<Device> {
+        self.check_wireguard(device, format_args!("read WireGuard device #{device}"))?;
+        let found = self.wireguards.entry(device).or_default();
+        Ok(Device {
+            private_key: found.private_key.clone(),
+            public_key: found.private_key.as_ref().map(PrivateKey::public),
+            listen_port: found.listen_port,
+            peers: found.peers.values().cloned().collect(),
+        })
+    }
+
+    fn set_wireguard(&mut self, device: u32, changes: &[Change]) -> Result<()> {
+        self.check_wireguard(device, format_args!("change WireGuard device #{device}"))?;
+        let found = self.wireguards.entry(device).or_default();
+        changes.iter().for_each(|change| found.change(change));
+        Ok(())
+    }
+}
