@@ -18,6 +18,7 @@ pub mod socket;
 pub mod sysctl;
 #[cfg(test)]
 mod test_support;
+pub mod tun;
 pub mod wireguard;
 
 pub use error::{Error, Result, ResultExt};

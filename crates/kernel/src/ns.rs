@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic,
     path::Path,
     thread,
@@ -131,6 +131,13 @@ impl Namespace {
             self.enter()?;
             f()
         })
+    }
+}
+
+impl From<OwnedFd> for Namespace {
+    /// Takes over an open namespace.
+    fn from(file: OwnedFd) -> Self {
+        Self(file.into())
     }
 }
 

@@ -14,6 +14,7 @@ mod tests;
 
 pub use fake::FakeRoute;
 pub use socket::RouteSocket;
+pub(crate) use socket::check_name;
 pub use types::*;
 pub use watch::{AddressWatch, RemovalWatch, Removed};
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::message::{self, Message, Messages, attributes, flags, push_message, split, u32_at};
-use crate::{Error, Result};
+use crate::{Error, Result, ns::Namespace};
 
 /// Room for one received datagram. The kernel makes dump parts of at most 32 KiB; a single object may be larger.
 const RECEIVE_BUFFER: usize = 256 << 10;
@@ -117,6 +117,20 @@ impl Socket {
         socket.force_option(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_QUEUE)?;
         socket.receive_timeout(ANSWER_TIMEOUT)?;
         Ok(socket)
+    }
+
+    /// The network namespace that it belongs to, wherever the calling thread is.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN.
+    pub fn namespace(&self) -> Result<Namespace> {
+        // SAFETY: SIOCGSKNS has no argument; the result is checked before it is owned.
+        let fd = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGSKNS) };
+        if fd < 0 {
+            return Err(Error::last("open the namespace of a socket"));
+        }
+        // SAFETY: `fd` was just returned by the kernel and has no other owner.
+        Ok(Namespace::from(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Subscribes to a multicast group (`RTNLGRP_*`, `NFNLGRP_*`). Use a socket of its own for this: notifications

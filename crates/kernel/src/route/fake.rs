@@ -215,6 +215,7 @@ impl Route for FakeRoute {
             NewLinkKind::Veth(_) => (LinkKind::Veth, link.mtu),
             NewLinkKind::Dummy => (LinkKind::Dummy, link.mtu),
             NewLinkKind::Wireguard => (LinkKind::Wireguard, link.mtu.or(Some(1420))),
+            NewLinkKind::Tun => (LinkKind::Tun, link.mtu),
             NewLinkKind::Macvlan { mode, lower } => (LinkKind::Macvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
             NewLinkKind::Ipvlan { mode, lower } => (LinkKind::Ipvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
             NewLinkKind::Vlan { id, lower } => (LinkKind::Vlan(*id), link.mtu.or(self.mtu_of(*lower))),
@@ -228,6 +229,9 @@ impl Route for FakeRoute {
             }
         };
         let index = self.insert(link.name, kind, link.mac, mtu);
+        if matches!(link.kind, NewLinkKind::Tun) {
+            self.at(index, what)?.mac = None;
+        }
         if let NewLinkKind::Veth(peer) = &link.kind {
             self.add_peer(index, peer);
         }

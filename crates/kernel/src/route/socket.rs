@@ -12,7 +12,11 @@ use crate::{
     netlink::{Protocol, Socket, flags},
     ns::on_a_thread,
     process::tried,
+<<<<<<< HEAD
     wireguard,
+=======
+    tun,
+>>>>>>> de8c615 (Make TUN devices, and carry their packets by several queues with checksums and segments left undone)
 };
 
 const ADD: u16 = flags::CREATE | flags::EXCLUSIVE;
@@ -86,13 +90,16 @@ impl RouteSocket {
     fn new_link(&mut self, link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Result<()> {
         let (kind, name) = (link.kind.name(), link.name);
         check_name(name)?;
-        if let NewLinkKind::Veth(peer) = &link.kind {
-            check_name(peer.name)?;
+        match &link.kind {
+            NewLinkKind::Veth(peer) => check_name(peer.name)?,
+            NewLinkKind::Tun => return self.new_tun(link, netns),
+            _ => {}
         }
         self.tell(libc::RTM_NEWLINK, ADD, &wire::new_link(link, netns), format_args!("create {kind} {name}"))
     }
 }
 
+<<<<<<< HEAD
 /// Opens something in another network namespace, by a thread of its own.
 fn inside<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_a_thread(|| {
@@ -100,6 +107,27 @@ fn inside<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Sen
             .map_err(tried("enter a network namespace"))?;
         open()
     })
+=======
+impl RouteSocket {
+    /// The driver makes its devices only where the caller is, and netlink cannot ask for one.
+    fn new_tun(&mut self, link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Result<()> {
+        let what = format_args!("create tun {}", link.name);
+        if netns.is_some() {
+            return Err(Error::invalid(what, "a tun is made where the socket is; open one in the other namespace"));
+        }
+        if link.mac.is_some() || link.master.is_some() {
+            return Err(Error::refused(what, libc::EOPNOTSUPP));
+        }
+        self.0.namespace()?.run(|| tun::create(link.name))?;
+        let created = self.link(link.name)?.ok_or_else(|| Error::refused(what, libc::ENODEV))?;
+        let mtu = link.mtu.map(LinkChange::Mtu);
+        let changes: Vec<_> = mtu.into_iter().chain(link.up.then_some(LinkChange::Up(true))).collect();
+        self.change_link(created.index, &changes).inspect_err(|_| {
+            // A link is there as it was asked for, or not at all.
+            let _ = self.delete_link(created.index);
+        })
+    }
+>>>>>>> de8c615 (Make TUN devices, and carry their packets by several queues with checksums and segments left undone)
 }
 
 impl Route for RouteSocket {
@@ -223,7 +251,7 @@ impl Route for RouteSocket {
 }
 
 /// Refuses what cannot name a link, with a clearer word than the kernel's EINVAL. A `%` would be taken for a template.
-pub(super) fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let bad = |c: char| c.is_ascii_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
     if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || name.contains(bad) {
         let detail = "a link's name has 1 to 15 bytes without blanks, '/', ':' or '%'";

@@ -178,9 +178,11 @@ fn links_upon_links_are_made_and_read_back() {
             (NewLinkKind::Vlan { lower: a, id: 42 }, LinkKind::Vlan(42)),
             (NewLinkKind::Ipip(ipip), LinkKind::Ipip(ipip)),
             (NewLinkKind::Wireguard, LinkKind::Wireguard),
+            (NewLinkKind::Tun, LinkKind::Tun),
         ];
         for (new, expected) in rows {
-            let (everywhere, lower) = (matches!(new, NewLinkKind::Macvlan { .. }), new.lower());
+            let everywhere = matches!(new, NewLinkKind::Macvlan { .. } | NewLinkKind::Tun);
+            let lower = new.lower();
             let link = match route.create_link(&NewLink::new("over", new)) {
                 Err(error) if !everywhere && is_missing(&error) => continue,
                 created => created.unwrap(),
@@ -191,6 +193,33 @@ fn links_upon_links_are_made_and_read_back() {
         }
         let lost = NewLinkKind::Macvlan { lower: 4711, mode: MacvlanMode::Bridge };
         assert_eq!(errno(route.create_link(&NewLink::new("over", lost))), libc::ENODEV);
+    });
+}
+
+#[test]
+fn a_tun_is_made_where_the_socket_is_and_has_no_mac() {
+    on_both(|route| {
+        let new = NewLink { mtu: Some(1472), up: true, ..NewLink::new("flannel0", NewLinkKind::Tun) };
+        let link = route.create_link(&new).unwrap();
+        assert_eq!((&link.kind, link.mac, link.mtu, link.up), (&LinkKind::Tun, None, 1472, true));
+        assert!(route.create_link(&new).unwrap_err().already_exists());
+        let with_mac = NewLink { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..NewLink::new("flannel1", NewLinkKind::Tun) };
+        assert_eq!(errno(route.create_link(&with_mac)), libc::EOPNOTSUPP);
+        assert_eq!(
+            errno(route.create_link(&NewLink { mtu: Some(1), ..NewLink::new("flannel1", NewLinkKind::Tun) })),
+            libc::EINVAL
+        );
+        assert_eq!(route.link("flannel1").unwrap(), None, "a refused link leaves nothing");
+        route.add_address(&Address::new(link.index, net("10.244.0.0/32"))).unwrap();
+        route.add_route(&RouteEntry::on_link(net("10.244.0.0/16"), link.index)).unwrap();
+        route.delete_link(link.index).unwrap();
+        assert_eq!(route.link("flannel0").unwrap(), None);
+    });
+    in_new_netns(|| {
+        let elsewhere = Namespace::new_net().unwrap();
+        let mut route = RouteSocket::open_in(elsewhere.as_fd()).unwrap();
+        route.create_link(&NewLink::new("flannel0", NewLinkKind::Tun)).unwrap();
+        assert!(route.link("flannel0").unwrap().is_some());
     });
 }
 

@@ -26,6 +26,8 @@ impl FakeRoute {
         check_mtu(link.mtu, what)?;
         match &link.kind {
             NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard => {}
+            NewLinkKind::Tun if link.mac.is_some() => return Err(Error::refused(what, libc::EOPNOTSUPP)),
+            NewLinkKind::Tun => {}
             NewLinkKind::Macvlan { lower, .. } | NewLinkKind::Ipvlan { lower, .. } => self.check_lower(*lower, what)?,
             NewLinkKind::Vlan { id, .. } if !(1..4095).contains(id) => return Err(Error::refused(what, libc::ERANGE)),
             NewLinkKind::Vlan { lower, .. } => self.check_lower(*lower, what)?,

@@ -56,7 +56,9 @@ pub enum LinkKind {
     Ipip(Ipip),
     /// A WireGuard tunnel end point; keys and peers are set by other means.
     Wireguard,
-    /// Anything else, by the kernel's name for it (`tun`, `vlan`, …); empty for physical devices and `lo`.
+    /// A device whose packets a program carries, as [`crate::tun`] makes it: of several queues, there to stay.
+    Tun,
+    /// Anything else, by the kernel's name for it (`vrf`, also other sorts of `tun`, …); empty for physical devices and `lo`.
     Other(String),
 }
 
@@ -73,6 +75,7 @@ impl LinkKind {
             Self::Vlan(_) => "vlan",
             Self::Ipip(_) => "ipip",
             Self::Wireguard => "wireguard",
+            Self::Tun => "tun",
             Self::Other(name) => name,
         }
     }
@@ -201,6 +204,8 @@ pub enum NewLinkKind<'a> {
     Ipip(Ipip),
     /// A WireGuard tunnel end point without key and peers. The kernel needs the module `wireguard`.
     Wireguard,
+    /// A device whose packets a program carries ([`crate::tun`]). It has no MAC address and cannot be a bridge's port.
+    Tun,
 }
 
 impl NewLinkKind<'_> {
@@ -216,6 +221,7 @@ impl NewLinkKind<'_> {
             Self::Vlan { .. } => "vlan",
             Self::Ipip(_) => "ipip",
             Self::Wireguard => "wireguard",
+            Self::Tun => "tun",
         }
     }
 
@@ -223,7 +229,13 @@ impl NewLinkKind<'_> {
     pub const fn lower(&self) -> Option<u32> {
         match self {
             Self::Macvlan { lower, .. } | Self::Ipvlan { lower, .. } | Self::Vlan { lower, .. } => Some(*lower),
-            Self::Bridge | Self::Veth(_) | Self::Vxlan(_) | Self::Dummy | Self::Ipip(_) | Self::Wireguard => None,
+            Self::Bridge
+            | Self::Veth(_)
+            | Self::Vxlan(_)
+            | Self::Dummy
+            | Self::Ipip(_)
+            | Self::Wireguard
+            | Self::Tun => None,
         }
     }
 }

@@ -27,6 +27,9 @@ mod kind {
     pub const MACVLAN_MODE: u16 = 1;
     pub const IPVLAN_MODE: u16 = 1;
     pub const VLAN_ID: u16 = 1;
+    pub const TUN_TYPE: u16 = 3;
+    pub const TUN_PERSIST: u16 = 6;
+    pub const TUN_MULTI_QUEUE: u16 = 7;
     pub const IPTUN_LINK: u16 = 1;
     pub const IPTUN_LOCAL: u16 = 2;
     pub const IPTUN_PMTUDISC: u16 = 10;
@@ -88,7 +91,7 @@ pub fn new_link(link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Body {
 
 fn link_data(data: &mut Body, kind: &NewLinkKind<'_>) {
     match kind {
-        NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard => {}
+        NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard | NewLinkKind::Tun => {}
         NewLinkKind::Veth(peer) => _ = data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0),
         NewLinkKind::Vxlan(vxlan) => vxlan_data(data, vxlan),
         NewLinkKind::Macvlan { mode, .. } => _ = data.u32(kind::MACVLAN_MODE, macvlan_number(*mode)),
@@ -283,6 +286,12 @@ fn read_kind(name: &str, data: &[u8]) -> Option<LinkKind> {
             local: Ipv4Addr::from(<[u8; 4]>::try_from(value(kind::IPTUN_LOCAL)?).ok()?),
             device: value(kind::IPTUN_LINK).and_then(|value| u32_at(value, 0)).filter(|index| *index != 0),
         }),
+        "tun" => {
+            let kept =
+                [kind::TUN_PERSIST, kind::TUN_MULTI_QUEUE].iter().all(|flag| value(*flag).is_some_and(read_flag));
+            let carries_ip = value(kind::TUN_TYPE) == Some(&[libc::IFF_TUN as u8]);
+            (kept && carries_ip).then_some(LinkKind::Tun)?
+        }
         _ => return None,
     })
 }
