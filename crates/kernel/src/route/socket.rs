@@ -12,11 +12,7 @@ use crate::{
     netlink::{Protocol, Socket, flags},
     ns::on_a_thread,
     process::tried,
-<<<<<<< HEAD
-    wireguard,
-=======
-    tun,
->>>>>>> de8c615 (Make TUN devices, and carry their packets by several queues with checksums and segments left undone)
+    tun, wireguard,
 };
 
 const ADD: u16 = flags::CREATE | flags::EXCLUSIVE;
@@ -99,15 +95,6 @@ impl RouteSocket {
     }
 }
 
-<<<<<<< HEAD
-/// Opens something in another network namespace, by a thread of its own.
-fn inside<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    on_a_thread(|| {
-        rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
-            .map_err(tried("enter a network namespace"))?;
-        open()
-    })
-=======
 impl RouteSocket {
     /// The driver makes its devices only where the caller is, and netlink cannot ask for one.
     fn new_tun(&mut self, link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Result<()> {
@@ -118,7 +105,7 @@ impl RouteSocket {
         if link.mac.is_some() || link.master.is_some() {
             return Err(Error::refused(what, libc::EOPNOTSUPP));
         }
-        self.0.namespace()?.run(|| tun::create(link.name))?;
+        self.socket.namespace()?.run(|| tun::create(link.name))?;
         let created = self.link(link.name)?.ok_or_else(|| Error::refused(what, libc::ENODEV))?;
         let mtu = link.mtu.map(LinkChange::Mtu);
         let changes: Vec<_> = mtu.into_iter().chain(link.up.then_some(LinkChange::Up(true))).collect();
@@ -127,7 +114,15 @@ impl RouteSocket {
             let _ = self.delete_link(created.index);
         })
     }
->>>>>>> de8c615 (Make TUN devices, and carry their packets by several queues with checksums and segments left undone)
+}
+
+/// Opens something in another network namespace, by a thread of its own.
+fn inside<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_a_thread(|| {
+        rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
+            .map_err(tried("enter a network namespace"))?;
+        open()
+    })
 }
 
 impl Route for RouteSocket {
