@@ -22,6 +22,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("setpriv", "util-linux"),
     ("tcpdump", "tcpdump"),
+    ("wg", "wireguard-tools"),
 ];
 
 /// What benchmarks compare with, by a file of it; without them the comparison is left out.

@@ -1,5 +1,7 @@
 use std::{collections::BTreeMap, fmt::Arguments};
 
+use podwire_model::IpNet;
+
 use super::{Change, Device, Peer, PrivateKey, PublicKey, Wireguard};
 use crate::{
     Error, Result,
@@ -12,27 +14,33 @@ pub struct FakeDevice {
     private_key: Option<PrivateKey>,
     listen_port: u16,
     peers: BTreeMap<PublicKey, Peer>,
+    allowed: BTreeMap<IpNet, PublicKey>,
 }
 
 impl FakeDevice {
     fn change(&mut self, change: &Change) {
         match change {
             Change::PrivateKey(key) => {
-                self.peers.remove(&key.public());
+                self.remove(&key.public());
                 self.private_key = Some(key.clone());
             }
             Change::ListenPort(port) => self.listen_port = *port,
-            Change::RemovePeer(key) => drop(self.peers.remove(key)),
+            Change::RemovePeer(key) => self.remove(key),
             Change::Peer(peer) if self.private_key.as_ref().is_some_and(|key| key.public() == peer.public_key) => {}
             Change::Peer(peer) => {
-                for other in self.peers.values_mut() {
-                    other.allowed.retain(|range| !peer.allowed.contains(range));
-                }
                 let known = self.peers.get(&peer.public_key).and_then(|known| known.endpoint);
                 let peer = Peer { endpoint: peer.endpoint.or(known), ..peer.clone() };
                 self.peers.insert(peer.public_key, peer);
             }
+            Change::Allow(range, key) if self.peers.contains_key(key) => drop(self.allowed.insert(*range, *key)),
+            Change::Allow(..) => {}
+            Change::Disallow(range) => drop(self.allowed.remove(range)),
         }
+    }
+
+    fn remove(&mut self, key: &PublicKey) {
+        self.peers.remove(key);
+        self.allowed.retain(|_, owner| owner != key);
     }
 }
 
@@ -57,6 +65,7 @@ impl Wireguard for FakeRoute {
             public_key: found.private_key.as_ref().map(PrivateKey::public),
             listen_port: found.listen_port,
             peers: found.peers.values().cloned().collect(),
+            allowed: found.allowed.clone(),
         })
     }
 

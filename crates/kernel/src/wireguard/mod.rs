@@ -14,14 +14,15 @@
 //! let mut kernel = RouteSocket::open()?;
 //! let link = kernel.create_link(&NewLink::new("flannel-wg", NewLinkKind::Wireguard))?;
 //! let their_key: PublicKey = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=".parse().unwrap();
-//! let peer = Peer {
-//!     endpoint: Some("172.25.2.2:51820".parse().unwrap()),
-//!     allowed: ["10.244.1.0/24".parse().unwrap()].into(),
-//!     ..Peer::new(their_key)
-//! };
+//! let peer = Peer { endpoint: Some("172.25.2.2:51820".parse().unwrap()), ..Peer::new(their_key) };
 //! kernel.set_wireguard(
 //!     link.index,
-//!     &[Change::PrivateKey(PrivateKey::generate()?), Change::ListenPort(51820), Change::Peer(peer)],
+//!     &[
+//!         Change::PrivateKey(PrivateKey::generate()?),
+//!         Change::ListenPort(51820),
+//!         Change::Peer(peer),
+//!         Change::Allow("10.244.1.0/24".parse().unwrap(), their_key),
+//!     ],
 //! )
 //! # }
 //! ```

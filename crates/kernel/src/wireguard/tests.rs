@@ -1,7 +1,7 @@
 //! One suite for the fake and the kernel. This machine's kernel may have no WireGuard: there the fake alone runs it, and
 //! the kernel does in the vm tier (`PODWIRE_TIER=vm`), where its absence is a failure.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use podwire_model::IpNet;
 use proptest::prelude::*;
@@ -40,12 +40,16 @@ fn key(n: u8) -> PrivateKey {
 }
 
 fn peer(n: u8) -> Peer {
-    let allowed = [format!("10.244.{n}.0/24"), format!("fd00:10:244:{n}::/64")].map(|net| net.parse().unwrap());
-    Peer {
-        endpoint: Some(format!("172.25.2.{n}:51820").parse().unwrap()),
-        allowed: allowed.into(),
-        ..Peer::new(key(n).public())
-    }
+    Peer { endpoint: Some(format!("172.25.2.{n}:51820").parse().unwrap()), ..Peer::new(key(n).public()) }
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn sorted(mut peers: Vec<Peer>) -> Vec<Peer> {
+    peers.sort_by_key(|peer| peer.public_key);
+    peers
 }
 
 fn errno<T: std::fmt::Debug>(result: crate::Result<T>) -> i32 {
@@ -63,50 +67,76 @@ fn a_device_holds_what_it_was_given() {
             keepalive: Duration::from_secs(25),
             ..peer(3)
         };
-        kernel
-            .set_wireguard(
-                device,
-                &[
-                    Change::Peer(peer(2)),
-                    Change::PrivateKey(key(1)),
-                    Change::ListenPort(51820),
-                    Change::Peer(special.clone()),
-                ],
-            )
-            .unwrap();
+        let (second, third) = (key(2).public(), key(3).public());
+        let changes = [
+            Change::Peer(peer(2)),
+            Change::Allow(net("10.244.2.0/24"), second),
+            Change::PrivateKey(key(1)),
+            Change::ListenPort(51820),
+            Change::Peer(special.clone()),
+            Change::Allow(net("10.244.3.0/24"), third),
+            Change::Allow(net("fd00:10:244:3::/64"), third),
+        ];
+        kernel.set_wireguard(device, &changes).unwrap();
         kernel.change_link(device, &[LinkChange::Up(true)]).unwrap();
-        let mut peers = vec![peer(2), special.clone()];
-        peers.sort_by_key(|peer| peer.public_key);
-        let (private_key, public_key) = (Some(key(1)), Some(key(1).public()));
-        let expected = Device { private_key, public_key, listen_port: 51820, peers };
+        let expected = Device {
+            private_key: Some(key(1)),
+            public_key: Some(key(1).public()),
+            listen_port: 51820,
+            peers: sorted(vec![peer(2), special.clone()]),
+            allowed: [("10.244.2.0/24", second), ("10.244.3.0/24", third), ("fd00:10:244:3::/64", third)]
+                .map(|(range, key)| (net(range), key))
+                .into(),
+        };
         assert_eq!(kernel.wireguard(device).unwrap(), expected);
 
-        // A peer that is set again is as it was asked for, but for an endpoint that was not said.
+        // A peer that is set again is as it was asked for, but for an endpoint that was not said; what is allowed stays.
         let changed = Peer { endpoint: None, ..peer(3) };
-        kernel.set_wireguard(device, &[Change::Peer(changed), Change::RemovePeer(key(2).public())]).unwrap();
-        let expected = Device { peers: vec![Peer { endpoint: special.endpoint, ..peer(3) }], ..expected };
+        kernel.set_wireguard(device, &[Change::Peer(changed), Change::RemovePeer(second)]).unwrap();
+        let mut expected = Device { peers: vec![Peer { endpoint: special.endpoint, ..peer(3) }], ..expected };
+        expected.allowed.retain(|_, key| *key == third);
         assert_eq!(kernel.wireguard(device).unwrap(), expected);
-        kernel.set_wireguard(device, &[Change::RemovePeer(key(2).public())]).unwrap();
+        kernel.set_wireguard(device, &[Change::RemovePeer(second)]).unwrap();
         assert_eq!(kernel.wireguard(device).unwrap(), expected, "removing what is not there is no error");
     });
 }
 
 #[test]
-fn a_range_belongs_to_one_peer_and_a_device_is_no_peer_of_itself() {
+fn a_range_belongs_to_one_peer() {
     on_both(|kernel| {
         let device = create(kernel, "flannel-wg").unwrap().index;
-        let thief = Peer { allowed: peer(2).allowed, ..peer(3) };
-        let changes = [Change::PrivateKey(key(1)), Change::Peer(peer(2)), Change::Peer(thief.clone())];
+        let (range, second, third) = (net("10.244.2.0/24"), key(2).public(), key(3).public());
+        let mut set = |changes: &[Change]| {
+            kernel.set_wireguard(device, changes).unwrap();
+            kernel.wireguard(device).unwrap()
+        };
+        let found = set(&[Change::Peer(peer(2)), Change::Allow(range, second), Change::Peer(peer(3))]);
+        assert_eq!(found.allowed, [(range, second)].into());
+        let peers = found.peers;
+        assert_eq!(set(&[Change::Allow(range, third)]).allowed, [(range, third)].into());
+        assert_eq!(
+            set(&[Change::Allow(range, key(4).public())]).allowed,
+            [(range, third)].into(),
+            "nobody has this key"
+        );
+        let other = net("fd00:10:244:2::/64");
+        assert_eq!(set(&[Change::Allow(other, third), Change::Disallow(range)]).allowed, [(other, third)].into());
+        let found = set(&[Change::Disallow(range)]);
+        assert_eq!((found.peers, found.allowed), (peers, [(other, third)].into()));
+        assert_eq!(set(&[Change::RemovePeer(third)]).allowed, [].into());
+    });
+}
+
+#[test]
+fn a_device_is_no_peer_of_itself() {
+    on_both(|kernel| {
+        let device = create(kernel, "flannel-wg").unwrap().index;
+        let changes = [Change::PrivateKey(key(1)), Change::Peer(peer(1)), Change::Peer(peer(2)), Change::Peer(peer(3))];
         kernel.set_wireguard(device, &changes).unwrap();
-        let mut peers = vec![Peer { allowed: BTreeSet::new(), ..peer(2) }, thief];
-        peers.sort_by_key(|peer| peer.public_key);
-        assert_eq!(kernel.wireguard(device).unwrap().peers, peers);
-        kernel.set_wireguard(device, &[Change::Peer(peer(1))]).unwrap();
-        assert_eq!(kernel.wireguard(device).unwrap().peers, peers);
+        assert_eq!(kernel.wireguard(device).unwrap().peers, sorted(vec![peer(2), peer(3)]));
         // It becomes who a peer was.
         kernel.set_wireguard(device, &[Change::PrivateKey(key(3))]).unwrap();
-        peers.retain(|peer| peer.public_key == key(2).public());
-        assert_eq!(kernel.wireguard(device).unwrap().peers, peers);
+        assert_eq!(kernel.wireguard(device).unwrap().peers, [peer(2)]);
     });
 }
 
@@ -132,23 +162,27 @@ fn more_peers_and_ranges_than_one_message_holds() {
     on_both(|kernel| {
         let device = create(kernel, "flannel-wg").unwrap().index;
         let range = |n: u32| IpNet::new(std::net::Ipv4Addr::from(0x0a00_0000 + (n << 8)).into(), 24).unwrap();
-        let many = (0..1000_u32).map(|n| {
+        let peer = |n: u32| {
             let mut bytes = [7; 32];
             bytes[1..5].copy_from_slice(&n.to_be_bytes());
-            Peer { allowed: [range(n)].into(), ..Peer::new(PrivateKey::from_bytes(bytes).public()) }
-        });
-        let wide = Peer { allowed: (1000..6000).map(range).collect(), ..Peer::new(key(200).public()) };
-        let mut peers: Vec<Peer> = many.chain([wide]).collect();
-        let changes: Vec<_> = peers.iter().cloned().map(Change::Peer).collect();
+            Peer::new(PublicKey(bytes))
+        };
+        let peers = sorted((0..1000).map(peer).collect());
+        // The last peer's ranges do not fit into one message of the kernel's answer either.
+        let owner = |n: u32| peer(n.min(999)).public_key;
+        let allowed: BTreeMap<_, _> = (0..6000).map(|n| (range(n), owner(n))).collect();
+        let ranges = allowed.iter().map(|(range, key)| Change::Allow(*range, *key));
+        let changes: Vec<_> = peers.iter().cloned().map(Change::Peer).chain(ranges).collect();
         kernel.set_wireguard(device, &changes).unwrap();
-        peers.sort_by_key(|peer| peer.public_key);
-        assert!(kernel.wireguard(device).unwrap().peers == peers);
+        let found = kernel.wireguard(device).unwrap();
+        assert!(found.peers == peers && found.allowed == allowed);
     });
 }
 
 #[test]
 fn messages_are_few_and_in_order() {
-    let keys = [Change::PrivateKey(key(1)), Change::ListenPort(1), Change::Peer(peer(2))];
+    let keys =
+        [Change::PrivateKey(key(1)), Change::ListenPort(1), Change::Peer(peer(2)), Change::Disallow(net("::/0"))];
     assert_eq!(wire::set_device(7, &keys).len(), 1, "settings and peers go together");
     let turned: Vec<_> = keys.iter().rev().cloned().collect();
     assert_eq!(wire::set_device(7, &turned).len(), 2, "a peer that was asked for before the key is added before it");
@@ -182,12 +216,14 @@ proptest! {
             .collect();
         let mut changes = vec![Change::PrivateKey(key(200)), Change::ListenPort(51820)];
         changes.extend(peers.iter().cloned().map(Change::Peer));
+        let range = |n: u8| [net(&format!("10.244.{n}.0/24")), net(&format!("fd00:{n}::/64"))];
+        let allowed = rows.keys().flat_map(|n| range(*n).map(|range| (range, key(*n).public()))).collect::<BTreeMap<_, _>>();
+        changes.extend(allowed.iter().map(|(range, key)| Change::Allow(*range, *key)));
         let messages = wire::set_device(7, &changes);
         let device = wire::read_device(messages.iter().map(Vec::as_slice));
         prop_assert_eq!((device.private_key, device.listen_port), (Some(key(200)), 51820));
-        let mut sorted = peers;
-        sorted.sort_by_key(|peer| peer.public_key);
-        prop_assert_eq!(device.peers, sorted);
+        prop_assert_eq!(device.peers, sorted(peers));
+        prop_assert_eq!(device.allowed, allowed);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
 use podwire_model::IpNet;
 
@@ -15,6 +15,9 @@ pub struct Device {
     pub listen_port: u16,
     /// In the order of their keys.
     pub peers: Vec<Peer>,
+    /// Which peer a packet to a destination goes to, the longest prefix counts; and which peer may send from there. `wg`
+    /// calls it "allowed ips" and shows it with each peer.
+    pub allowed: BTreeMap<IpNet, PublicKey>,
 }
 
 /// A peer of a device, known by its public key.
@@ -28,15 +31,12 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// How often an empty packet goes out to keep a way through NAT open; zero for never. Whole seconds, up to 65,535.
     pub keepalive: Duration,
-    /// The destinations that lead to it, which are also the sources that it may use. A range belongs to one peer of a device:
-    /// giving it to another takes it from the first.
-    pub allowed: BTreeSet<IpNet>,
 }
 
 impl Peer {
-    /// A peer that nothing leads to yet.
-    pub fn new(public_key: PublicKey) -> Self {
-        Self { public_key, preshared_key: None, endpoint: None, keepalive: Duration::ZERO, allowed: BTreeSet::new() }
+    /// A peer that may be anywhere.
+    pub const fn new(public_key: PublicKey) -> Self {
+        Self { public_key, preshared_key: None, endpoint: None, keepalive: Duration::ZERO }
     }
 }
 
@@ -49,8 +49,12 @@ pub enum Change {
     ListenPort(u16),
     /// Adds the peer, or makes it so. Without an endpoint, a known one is kept. The device itself as a peer is ignored.
     Peer(Peer),
-    /// Removes the peer, if it is there.
+    /// Removes the peer, if it is there, and what is allowed to it.
     RemovePeer(PublicKey),
+    /// Gives the range to this peer, whoever has it now. Ignored if the peer is not there.
+    Allow(IpNet, PublicKey),
+    /// Takes the range from whoever has it.
+    Disallow(IpNet),
 }
 
 impl fmt::Display for Change {
@@ -60,6 +64,8 @@ impl fmt::Display for Change {
             Self::ListenPort(port) => write!(f, "listen on UDP port {port}"),
             Self::Peer(peer) => write!(f, "set peer {}", peer.public_key),
             Self::RemovePeer(key) => write!(f, "remove peer {key}"),
+            Self::Allow(range, key) => write!(f, "allow {range} to peer {key}"),
+            Self::Disallow(range) => write!(f, "allow {range} to nobody"),
         }
     }
 }

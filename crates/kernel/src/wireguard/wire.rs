@@ -1,7 +1,7 @@
 //! WireGuard's generic netlink attributes and back. Pure; never panics on bytes from outside.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -38,7 +38,7 @@ mod peer {
     pub const ALLOWED: u16 = 9;
     /// Flags (`WGPEER_F_*`).
     pub const REMOVE: u32 = 1;
-    pub const REPLACE_ALLOWED: u32 = 2;
+    pub const UPDATE_ONLY: u32 = 4;
 }
 
 /// Attributes of an allowed range (`WGALLOWEDIP_A_*`).
@@ -53,8 +53,8 @@ const AF_INET: u16 = libc::AF_INET as u16;
 const AF_INET6: u16 = libc::AF_INET6 as u16;
 /// Bytes of peers in one message: the length of a nest has sixteen bits.
 const ROOM: usize = 60 << 10;
-/// Allowed ranges of one peer in one message: at most 44 bytes each, for the same reason.
-const RANGES: usize = 1024;
+/// A peer that is there for a moment only, within one message. Any 32 bytes are a public key; nobody has the private one.
+const NOBODY: PublicKey = PublicKey(*b"podwire: this peer is soon gone.");
 
 /// The request for a device (a dump: its peers may fill several messages).
 pub fn get_device(index: u32) -> Vec<u8> {
@@ -70,12 +70,11 @@ pub fn set_device(index: u32, changes: &[Change]) -> Vec<Vec<u8>> {
         match change {
             Change::PrivateKey(key) => packed.setting(device::PRIVATE_KEY, key.bytes()),
             Change::ListenPort(port) => packed.setting(device::LISTEN_PORT, &port.to_ne_bytes()),
-            Change::RemovePeer(key) => packed.peer(&removal(key)),
-            Change::Peer(peer) => {
-                for (n, ranges) in in_parts(&peer.allowed).iter().enumerate() {
-                    packed.peer(&peer_attributes(peer, n == 0, ranges));
-                }
-            }
+            Change::Peer(peer) => packed.peer(&[settings(peer)]),
+            Change::RemovePeer(key) => packed.peer(&[removal(key)]),
+            Change::Allow(range, key) => packed.peer(&[allowance(*range, key, peer::UPDATE_ONLY)]),
+            // Kernels before 6.16 know no other way: give it to a new peer and remove that.
+            Change::Disallow(range) => packed.peer(&[allowance(*range, &NOBODY, 0), removal(&NOBODY)]),
         }
     }
     packed.finish();
@@ -99,11 +98,12 @@ impl Packed {
         push_attribute(&mut self.settings, kind, value);
     }
 
-    fn peer(&mut self, attributes: &[u8]) {
-        if self.peers.len() + attributes.len() > ROOM {
+    /// Adds peers that must be in one message.
+    fn peer(&mut self, peers: &[Vec<u8>]) {
+        if self.peers.len() + peers.iter().map(Vec::len).sum::<usize>() > ROOM {
             self.finish();
         }
-        push_attribute(&mut self.peers, NESTED, attributes);
+        peers.iter().for_each(|attributes| push_attribute(&mut self.peers, NESTED, attributes));
     }
 
     fn finish(&mut self) {
@@ -128,29 +128,25 @@ fn removal(key: &PublicKey) -> Vec<u8> {
     out
 }
 
-/// A peer's ranges in parts that fit into a message, at least one: the first replaces what was there, the others add.
-fn in_parts(ranges: &BTreeSet<IpNet>) -> Vec<Vec<IpNet>> {
-    let ranges: Vec<IpNet> = ranges.iter().copied().collect();
-    if ranges.is_empty() { vec![ranges] } else { ranges.chunks(RANGES).map(<[IpNet]>::to_vec).collect() }
+fn settings(of: &Peer) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    let shared = of.preshared_key.as_ref().map_or(&[0; 32], PresharedKey::bytes);
+    let keepalive = u16::try_from(of.keepalive.as_secs()).unwrap_or(u16::MAX);
+    push_attribute(&mut out, peer::PUBLIC_KEY, &of.public_key.0);
+    push_attribute(&mut out, peer::PRESHARED_KEY, shared);
+    push_attribute(&mut out, peer::KEEPALIVE, &keepalive.to_ne_bytes());
+    if let Some(endpoint) = of.endpoint {
+        push_attribute(&mut out, peer::ENDPOINT, &sockaddr(endpoint));
+    }
+    out
 }
 
-fn peer_attributes(of: &Peer, first: bool, ranges: &[IpNet]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(160);
-    push_attribute(&mut out, peer::PUBLIC_KEY, &of.public_key.0);
-    if first {
-        let shared = of.preshared_key.as_ref().map_or(&[0; 32], PresharedKey::bytes);
-        let keepalive = u16::try_from(of.keepalive.as_secs()).unwrap_or(u16::MAX);
-        push_attribute(&mut out, peer::PRESHARED_KEY, shared);
-        push_attribute(&mut out, peer::FLAGS, &peer::REPLACE_ALLOWED.to_ne_bytes());
-        push_attribute(&mut out, peer::KEEPALIVE, &keepalive.to_ne_bytes());
-        if let Some(endpoint) = of.endpoint {
-            push_attribute(&mut out, peer::ENDPOINT, &sockaddr(endpoint));
-        }
-    }
-    let mut nest = Vec::with_capacity(ranges.len() * 44);
-    for range in ranges {
-        push_attribute(&mut nest, NESTED, &range_attributes(*range));
-    }
+fn allowance(range: IpNet, to: &PublicKey, flags: u32) -> Vec<u8> {
+    let mut nest = Vec::with_capacity(44);
+    push_attribute(&mut nest, NESTED, &range_attributes(range));
+    let mut out = Vec::with_capacity(100);
+    push_attribute(&mut out, peer::PUBLIC_KEY, &to.0);
+    push_attribute(&mut out, peer::FLAGS, &flags.to_ne_bytes());
     push_attribute(&mut out, peer::ALLOWED | NESTED, &nest);
     out
 }
@@ -191,7 +187,7 @@ fn sockaddr(address: SocketAddr) -> Vec<u8> {
 }
 
 /// The device that the messages of one dump describe. The peers of a large one are spread over several, and so are the ranges
-/// of a peer: a message then begins with the key of the peer that the last one ended with.
+/// of a peer: a message then begins with the key of the peer that the last one ended with, and nothing else of it but ranges.
 pub fn read_device<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Device {
     let (mut found, mut peers) = (Device::default(), BTreeMap::new());
     for message in messages {
@@ -200,7 +196,9 @@ pub fn read_device<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Device {
                 device::PRIVATE_KEY => found.private_key = value.try_into().ok().map(PrivateKey::from_bytes),
                 device::PUBLIC_KEY => found.public_key = value.try_into().ok().map(PublicKey),
                 device::LISTEN_PORT => found.listen_port = u16_at(value, 0).unwrap_or_default(),
-                device::PEERS => attributes(value).for_each(|(_, value)| read_peer(value, &mut peers)),
+                device::PEERS => {
+                    attributes(value).for_each(|(_, value)| read_peer(value, &mut peers, &mut found.allowed));
+                }
                 _ => {}
             }
         }
@@ -209,7 +207,7 @@ pub fn read_device<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Device {
     found
 }
 
-fn read_peer(bytes: &[u8], peers: &mut BTreeMap<PublicKey, Peer>) {
+fn read_peer(bytes: &[u8], peers: &mut BTreeMap<PublicKey, Peer>, table: &mut BTreeMap<IpNet, PublicKey>) {
     let key = attributes(bytes).find(|(kind, _)| *kind == peer::PUBLIC_KEY);
     let Some(key) = key.and_then(|(_, value)| value.try_into().ok().map(PublicKey)) else { return };
     let found = peers.entry(key).or_insert_with(|| Peer::new(key));
@@ -218,7 +216,9 @@ fn read_peer(bytes: &[u8], peers: &mut BTreeMap<PublicKey, Peer>) {
             peer::PRESHARED_KEY => found.preshared_key = value.try_into().ok().and_then(PresharedKey::from_bytes),
             peer::ENDPOINT => found.endpoint = read_sockaddr(value),
             peer::KEEPALIVE => found.keepalive = Duration::from_secs(u16_at(value, 0).unwrap_or_default().into()),
-            peer::ALLOWED => found.allowed.extend(attributes(value).filter_map(|(_, value)| read_range(value))),
+            peer::ALLOWED => {
+                table.extend(attributes(value).filter_map(|(_, value)| Some((read_range(value)?, key))));
+            }
             _ => {}
         }
     }
