@@ -28,7 +28,7 @@ fn prefix(network: &str) -> String {
 /// Deletes the link called `name` if it has this attachment's mark.
 pub fn remove(host: &mut RouteSocket, call: &Call, name: &str) -> Result<()> {
     match host.link(name)? {
-        Some(link) if link.alias == Some(of(call)) => Ok(host.delete_link(link.index).or_gone()?),
+        Some(link) if link.alias == Some(of(call)) => Ok(host.delete_link_early(link.index).or_gone()?),
         _ => Ok(()),
     }
 }

@@ -41,7 +41,7 @@ pub fn configure(
     let name = &call.ifname;
     let eth = interface(call, pod)?;
     if result.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
-        namespace.run(|| allow_ipv6(name))?;
+        namespace.visit(|| allow_ipv6(name))?;
     }
     for ip in &result.ips {
         let broadcast = match ip.address {
@@ -96,7 +96,7 @@ pub fn check(call: &Call, previous: &CniResult) -> Result<Link> {
 pub fn remove(call: &Call) -> Result<()> {
     let Some(mut pod) = call.open_pod_if_there()? else { return Ok(()) };
     match pod.link(&call.ifname)? {
-        Some(link) => Ok(pod.delete_link(link.index).or_gone()?),
+        Some(link) => Ok(pod.delete_link_early(link.index).or_gone()?),
         None => Ok(()),
     }
 }

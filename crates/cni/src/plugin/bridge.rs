@@ -29,10 +29,10 @@ impl Plugin for Bridge {
         let config = Config::for_teardown(call)?;
         // The addresses last: nobody may get one that still answers here.
         all([
-            pod::remove(call),
             RouteSocket::open()
                 .map_err(Error::from)
                 .and_then(|mut host| mark::remove(&mut host, call, &host_name(call))),
+            pod::remove(call),
             config.ipam.call(call, Verb::Del).map(drop),
         ])
     }

@@ -1,5 +1,7 @@
 #![allow(unsafe_code)]
 
+mod behind;
+
 use std::{
     fmt::Arguments,
     io,

@@ -5,13 +5,13 @@ use std::{
 
 use super::{
     Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, Route, RouteEntry, RouteFilter,
+    watch::{Removed, removed},
     wire::{self, Body},
 };
 use crate::{
-    Error, Result,
-    netlink::{Protocol, Socket, flags},
-    ns::on_a_thread,
-    process::tried,
+    Error, Result, ResultExt,
+    netlink::{Message, Protocol, Socket, flags},
+    ns::visit,
     tun, wireguard,
 };
 
@@ -43,14 +43,14 @@ impl RouteSocket {
     /// # Errors
     /// The file is not a network namespace, or it may not be entered (CAP_SYS_ADMIN).
     pub fn open_in(netns: BorrowedFd<'_>) -> Result<Self> {
-        inside(netns, Self::open)
+        visit(netns, Self::open)
     }
 
     /// The connection to WireGuard in this network namespace.
     pub(crate) fn wireguard_connection(&mut self) -> Result<&mut wireguard::Connection> {
         let connection = match self.wireguard.take() {
             Some(connection) => connection,
-            None => inside(self.socket.netns()?.as_fd(), wireguard::Connection::open)?,
+            None => visit(self.socket.netns()?.as_fd(), wireguard::Connection::open)?,
         };
         Ok(self.wireguard.insert(connection))
     }
@@ -81,6 +81,27 @@ impl RouteSocket {
     /// As [`Route::create_link`].
     pub fn create_link_in(&mut self, link: &NewLink<'_>, netns: BorrowedFd<'_>) -> Result<()> {
         self.new_link(link, Some(netns))
+    }
+
+    /// Deletes the link with this index (for a veth, both ends) and returns when it is gone: its name is free, its addresses,
+    /// routes and neighbours are no more, its bridge has lost a port.
+    ///
+    /// [`Route::delete_link`] returns some 20 ms later. The kernel waits until no processor can be using the link's memory
+    /// (`rcu_barrier` in `netdev_run_todo` of `net/core/dev.c`), after it has let go of the lock under which links
+    /// change. Here a child process sits that out, see [`Socket::request_behind`]: for programs that end soon.
+    ///
+    /// # Errors
+    /// As [`Route::delete_link`].
+    pub fn delete_link_early(&mut self, index: u32) -> Result<()> {
+        let body = wire::delete_link(index);
+        let done = |message: &Message<'_>| removed(message) == Some(Removed::Link(index));
+        let what = format_args!("delete link #{index}");
+        match self.socket.request_behind((libc::RTM_DELLINK, &body.0), libc::RTNLGRP_LINK, done, what) {
+            Err(error) if error.is_not_found() => Err(error),
+            // No child, or no word of it: then in person.
+            Err(_) => self.delete_link(index).or_gone(),
+            Ok(()) => Ok(()),
+        }
     }
 
     fn new_link(&mut self, link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Result<()> {
@@ -114,15 +135,6 @@ impl RouteSocket {
             let _ = self.delete_link(created.index);
         })
     }
-}
-
-/// Opens something in another network namespace, by a thread of its own.
-fn inside<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    on_a_thread(|| {
-        rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
-            .map_err(tried("enter a network namespace"))?;
-        open()
-    })
 }
 
 impl Route for RouteSocket {
