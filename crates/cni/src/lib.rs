@@ -9,6 +9,7 @@ mod call;
 mod error;
 mod ipam;
 mod mark;
+mod owner;
 pub mod plugin;
 mod pod;
 mod program;

@@ -218,6 +218,18 @@ impl Runtime {
     }
 }
 
+/// Whether the cache of results in `results` (libcni's or ours: `NETWORK-CONTAINER-INTERFACE`) says in which network
+/// namespace the container's interface is, and that one does not exist any more. What it says nothing about may be there.
+pub(crate) fn namespace_is_gone(results: &Path, network: &str, container_id: &str, ifname: &str) -> bool {
+    let cached = fs::read(results.join(format!("{network}-{container_id}-{ifname}"))).ok();
+    let Some(entry) = cached.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else { return false };
+    let interfaces = entry["result"]["interfaces"].as_array().into_iter().flatten();
+    let mut sandboxes =
+        interfaces.filter_map(|interface| interface["sandbox"].as_str()).filter(|path| !path.is_empty());
+    // What cannot be looked at may be there.
+    sandboxes.next().is_some_and(|path| Path::new(path).try_exists().is_ok_and(|exists| !exists))
+}
+
 fn type_of(config: &Map<String, Value>) -> Result<&str> {
     let kind = config.get("type").and_then(Value::as_str).filter(|kind| !kind.is_empty() && !kind.contains('/'));
     kind.ok_or_else(|| Error::Config("a plugin without \"type\"".to_owned()))

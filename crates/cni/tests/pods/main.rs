@@ -1,6 +1,7 @@
 //! The real program in real namespaces, called as a runtime calls it; stock tools are the witnesses.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod portmap;
 mod support;
 
 use std::{fs, os::fd::AsFd, process::Command};
@@ -232,23 +233,6 @@ fn loopback_comes_up() {
         assert_eq!(call(node, "loopback", "DEL", &lo, &config), (Value::Null, true));
         let gone = Attachment { netns: None, ..lo };
         assert_eq!(call(node, "loopback", "DEL", &gone, &config), (Value::Null, true));
-    });
-}
-
-#[test]
-fn a_host_port_is_refused_and_no_host_port_passes() {
-    on_a_node(|node| {
-        node.write_subnet_env("");
-        let network = node.flannel("1.0.0");
-        let mut pod = Pod::new("pod-a");
-        let ask = |port: u16| json!([{"HostPort": port, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]);
-        pod.attachment.capabilities.insert("portMappings".to_owned(), ask(8080));
-        let error = node.runtime.add(&network, &pod.attachment).unwrap_err();
-        assert_eq!(error.code(), 2);
-        assert!(error.to_string().contains("host port 8080 cannot be mapped"), "{error}");
-        assert_eq!((veths().len(), node.leases("cbr0").len(), pod.has_eth0()), (0, 0, false));
-        pod.attachment.capabilities.insert("portMappings".to_owned(), ask(0));
-        node.runtime.add(&network, &pod.attachment).unwrap();
     });
 }
 

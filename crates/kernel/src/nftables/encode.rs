@@ -189,6 +189,15 @@ fn byteorder(fields: &[Field]) -> u32 {
     if fields == [Field::Mark] { uapi::udata::HOST_ENDIAN } else { uapi::udata::BIG_ENDIAN }
 }
 
+/// What a request for one element says after the netlink header.
+pub(super) fn lookup(table: &Table, set: &str, key: &Value) -> Vec<u8> {
+    let mut w = Writer { bytes: vec![table.family.number(), 0, 0, 0], sequence: 0, last: 0 };
+    w.string(uapi::elem::LIST_TABLE, &table.name);
+    w.string(uapi::elem::LIST_SET, set);
+    w.nest(uapi::elem::LIST_ELEMENTS, |w| w.nest(uapi::LIST_ELEM, |w| push_element(w, &Element::key(*key), false)));
+    w.bytes
+}
+
 fn push_elements(w: &mut Writer, kind: u16, more: u16, (table, set): (&Table, &str), elements: &[Element]) {
     let mut rest = elements.iter().peekable();
     while rest.peek().is_some() {

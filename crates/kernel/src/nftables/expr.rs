@@ -75,6 +75,12 @@ pub enum Side {
     Destination,
 }
 
+/// Status bits of connections (`IPS_*`).
+pub mod ct_status {
+    /// The destination is translated.
+    pub const DST_NAT: u32 = 0x20;
+}
+
 /// Flags of address translation (`NF_NAT_RANGE_*`).
 pub mod nat_flags {
     /// Choose ports at random where needed (`random`).

@@ -6,7 +6,7 @@ use podwire_model::Name;
 
 use super::{
     Action, Batch, Chain, Element, Expr, Field, Mapped, Nftables, Rule, RuleInfo, Set, SetData, SetInfo, SetKind,
-    Table, TableInfo, Verdict, encode::expressions,
+    Table, TableInfo, Value, Verdict, encode::expressions,
 };
 use crate::{Error, Result};
 
@@ -25,7 +25,7 @@ pub struct SetState {
     /// The set.
     pub set: Set,
     /// The elements.
-    pub elements: BTreeMap<super::Value, Element>,
+    pub elements: BTreeMap<Value, Element>,
 }
 
 /// What is in a table.
@@ -173,6 +173,12 @@ impl Nftables for Fake {
         Ok(())
     }
 
+    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>> {
+        let state = self.table(table, "get an element")?;
+        let set = state.sets.get(set).ok_or_else(|| Error::refused(format_args!("look into {set}"), libc::ENOENT))?;
+        Ok(set.elements.get(key).cloned())
+    }
+
     fn changed_by_others(&mut self, _: &[Table]) -> Result<bool> {
         self.operate("ask for changes")?;
         Ok(std::mem::take(&mut self.touched))
@@ -304,7 +310,7 @@ fn add_set(state: &mut TableState, set: &Set) -> Result<(), Errno> {
 /// Whether two ranges have a key in common: they do in every field.
 fn overlap(fields: &[Field], a: &Element, b: &Element) -> bool {
     let (Some(a_end), Some(b_end)) = (a.end, b.end) else { return false };
-    let split = |value: super::Value| value.split(fields).unwrap_or_default();
+    let split = |value: Value| value.split(fields).unwrap_or_default();
     let (a, a_end, b, b_end) = (split(a.key), split(a_end), split(b.key), split(b_end));
     let ends = a_end.iter().zip(&b_end);
     a.iter().zip(&b).zip(ends).all(|((a, b), (a_end, b_end))| a <= b_end && b <= a_end)

@@ -33,7 +33,7 @@ mod uapi;
 mod watch;
 
 pub use batch::{Action, Batch};
-pub use expr::{Ct, Expr, Header, Is, Meta, Reg, RejectWith, Side, nat_flags};
+pub use expr::{Ct, Expr, Header, Is, Meta, Reg, RejectWith, Side, ct_status, nat_flags};
 pub use fake::{ChainState, Fake, Ruleset, SetState, TableState};
 pub use object::{
     Base, Chain, ChainKind, Datum, Element, Family, Field, Hook, Mapped, RuleInfo, Set, SetData, SetInfo, SetKind,
@@ -92,6 +92,12 @@ pub trait Nftables: Send {
         self.each_element(table, set, &mut |element| elements.push(element))?;
         Ok(elements)
     }
+
+    /// The element with exactly this key, if there is one: the kernel looks it up, however many there are.
+    ///
+    /// # Errors
+    /// Not found when there is no such set or table; otherwise when the kernel cannot be asked.
+    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>>;
 
     /// Whether somebody else changed one of `tables` since the last call, or may have: what rules themselves do to
     /// elements does not count. The first call only begins to watch. Does not block.

@@ -161,6 +161,8 @@ pub struct Base {
 
 /// The usual priorities of base chains (`NF_IP_PRI_*`).
 pub mod priority {
+    /// Before connection tracking.
+    pub const RAW: i32 = -300;
     /// Destination translation, in prerouting and output.
     pub const DSTNAT: i32 = -100;
     /// Filtering.

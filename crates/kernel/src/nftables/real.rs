@@ -1,8 +1,8 @@
 //! The kernel's own nf_tables.
 
 use super::{
-    Batch, Chain, Element, Nftables, RuleInfo, SetInfo, Table, TableInfo, decode,
-    encode::{Encoded, encode},
+    Batch, Chain, Element, Nftables, RuleInfo, SetInfo, Table, TableInfo, Value, decode,
+    encode::{Encoded, encode, lookup},
     uapi,
     watch::Watch,
 };
@@ -98,6 +98,19 @@ impl Nftables for Kernel {
         let messages = self.dump(uapi::msg::GET_ELEM, Some(table), &names, &format!("elements of {set}"))?;
         messages.iter().flat_map(|message| decode::elements(message.payload)).for_each(each);
         Ok(())
+    }
+
+    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>> {
+        let what = format_args!("get an element of {set} in nftables table {table}");
+        let request = uapi::SUBSYSTEM << 8 | uapi::msg::GET_ELEM;
+        match self.socket.request(request, 0, &lookup(table, set, key), what) {
+            Ok(messages) => {
+                Ok(messages.iter().flat_map(|message| decode::elements(message.payload).collect::<Vec<_>>()).next())
+            }
+            // The kernel has one error for a missing element, set and table.
+            Err(error) if error.is_not_found() && self.sets(table)?.iter().any(|info| &*info.name == set) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn changed_by_others(&mut self, tables: &[Table]) -> Result<bool> {

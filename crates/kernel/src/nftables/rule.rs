@@ -139,6 +139,12 @@ impl Rule {
         self.expr(Expr::Ct { key: Ct::State, to: Reg(0) }).bitwise(&bits.to_ne_bytes(), &[0; 4]).cmp(Is::Not, &[0; 4])
     }
 
+    /// `ct status` has one of `bits` (see [`ct_status`](super::ct_status)).
+    #[must_use]
+    pub fn ct_status(self, bits: u32) -> Self {
+        self.expr(Expr::Ct { key: Ct::Status, to: Reg(0) }).bitwise(&bits.to_ne_bytes(), &[0; 4]).cmp(Is::Not, &[0; 4])
+    }
+
     /// Goes on only if the key made of `fields` is (not) in `set`.
     #[must_use]
     pub fn in_set(self, is: Is, fields: &[Key], set: impl Into<Name>) -> Self {

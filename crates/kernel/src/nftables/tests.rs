@@ -131,6 +131,7 @@ fn sample() -> (Table, Batch) {
     batch.add_rule(&table, "postrouting", Rule::new(V4).clear_mark_bits(0x4000));
     batch.add_rule(&table, "postrouting", Rule::new(V4).masquerade(nat_flags::FULLY_RANDOM));
     batch.add_rule(&table, "forward", Rule::new(V4).ct_state(1).drop());
+    batch.add_rule(&table, "forward", Rule::new(V4).ct_status(ct_status::DST_NAT).accept());
     batch.add_rule(&table, "forward", Rule::new(V4).input_name(Is::Equal, "eth0").expr(Expr::Counter).accept());
     batch.add_rule(&table, "forward", Rule::new(V4).input_prefix(Is::Not, "veth").accept());
 
@@ -230,6 +231,7 @@ const LISTED: &str = r#"table ip sample {
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		ct state invalid drop
+		ct status dnat accept
 		iifname "eth0" counter packets 0 bytes 0 accept
 		iifname != "veth*" accept
 	}
@@ -272,6 +274,17 @@ fn the_kernel_and_the_fake_list_the_same() {
                 elements
             };
             assert_eq!(elements(&mut kernel), elements(&mut fake), "{set}");
+        }
+        for held in fake.elements(&table, "services").unwrap() {
+            assert_eq!(kernel.element(&table, "services", &held.key).unwrap(), Some(held.clone()));
+            assert_eq!(fake.element(&table, "services", &held.key).unwrap(), Some(held));
+        }
+        for nftables in [&mut kernel as &mut dyn Nftables, &mut fake] {
+            assert_eq!(nftables.element(&table, "services", &service_key("10.96.9.9")).unwrap(), None);
+            let nowhere = nftables.element(&table, "nowhere", &service_key("10.96.0.10")).unwrap_err();
+            let no_table = Table::new(Family::Ip6, "none");
+            let no_table = nftables.element(&no_table, "services", &service_key("10.96.0.10")).unwrap_err();
+            assert!(nowhere.is_not_found() && no_table.is_not_found(), "{nowhere}, {no_table}");
         }
         let sizes = |nftables: &mut dyn Nftables| {
             let mut sets = nftables.sets(&table).unwrap();

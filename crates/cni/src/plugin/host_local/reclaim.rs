@@ -1,15 +1,11 @@
 //! Leases of containers that are gone without a DEL: after a crash or a reboot.
 //!
-//! Lease files name no namespace. The runtime's cache of results does (libcni, and `podwire_cni::runtime` alike):
-//! `results/NETWORK-CONTAINER-INTERFACE` beside the folder of leases holds ADD's result, in which the container's
-//! interface names its sandbox.
+//! Lease files name no namespace. The runtime's cache of results does; it is beside the folder of leases.
 
-use std::{fs, path::Path};
-
-use serde_json::Value;
+use std::path::Path;
 
 use super::store::{Lease, Store};
-use crate::Result;
+use crate::{Result, runtime::namespace_is_gone};
 
 /// Releases what belongs to containers whose namespace does not exist any more; returns how many addresses that are. A
 /// container of which nothing is known keeps its address: its ADD may not have ended.
@@ -22,12 +18,5 @@ pub fn reclaim(store: &Store, data_dir: &Path, network: &str) -> Result<usize> {
 }
 
 fn is_gone(results: &Path, network: &str, lease: &Lease) -> bool {
-    let Some((container_id, ifname)) = lease.owner() else { return false };
-    let cached = fs::read(results.join(format!("{network}-{container_id}-{ifname}"))).ok();
-    let Some(entry) = cached.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else { return false };
-    let interfaces = entry["result"]["interfaces"].as_array().into_iter().flatten();
-    let mut sandboxes =
-        interfaces.filter_map(|interface| interface["sandbox"].as_str()).filter(|path| !path.is_empty());
-    // What cannot be looked at may be there.
-    sandboxes.next().is_some_and(|path| Path::new(path).try_exists().is_ok_and(|exists| !exists))
+    lease.owner().is_some_and(|(container_id, ifname)| namespace_is_gone(results, network, container_id, ifname))
 }
