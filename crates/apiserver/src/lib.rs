@@ -46,6 +46,9 @@ pub enum Error {
     /// The service range has no address to give.
     #[error("the service range {0} is too small: it needs room for two addresses at least")]
     ServiceRange(ipnet::IpNet),
+    /// Two service ranges, and not one of each family.
+    #[error("the service ranges {0} and {1} are of the same family: expected one of IPv4 and one of IPv6")]
+    ServiceRanges(ipnet::IpNet, ipnet::IpNet),
     /// A socket cannot be served on.
     #[error("cannot listen on the given socket: {0}")]
     Listen(std::io::Error),

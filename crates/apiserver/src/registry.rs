@@ -28,8 +28,8 @@ pub(crate) struct Api {
     pub tokens: Tokens,
     /// The way to pods' logs and commands.
     pub nodes: Arc<dyn NodeProxy>,
-    /// Where Services get their addresses.
-    pub service_range: IpNet,
+    /// Where Services get their addresses: one range, or one of each family, the preferred one first.
+    pub service_ranges: Vec<IpNet>,
     /// Held from looking what is taken until the Service that takes it is stored.
     pub allocating: Mutex<()>,
 }
@@ -292,7 +292,7 @@ impl Api {
         if let Some(old) = old {
             service::carry_over(old, object);
         }
-        service::allocate(object, self.service_range, &mut taken, causes);
+        service::allocate(object, &self.service_ranges, &mut taken, causes);
         Some(guard)
     }
 }

@@ -24,6 +24,7 @@ const CONTEXT: &str = "podwire";
 /// How a [`Server`] shall be. Made by [`Server::builder`].
 pub struct Builder {
     service_range: IpNet,
+    second_service_range: Option<IpNet>,
     addresses: Vec<IpAddr>,
     advertise: Option<SocketAddr>,
     nodes: Arc<dyn NodeProxy>,
@@ -35,6 +36,13 @@ impl Builder {
     /// `kubernetes`.
     pub fn service_range(mut self, range: IpNet) -> Builder {
         self.service_range = range;
+        self
+    }
+
+    /// Where Services that ask for both families get their other address: a range of the family that
+    /// [`Builder::service_range`] is not of. Without it they can have one only.
+    pub fn second_service_range(mut self, range: IpNet) -> Builder {
+        self.second_service_range = Some(range);
         self
     }
 
@@ -66,11 +74,15 @@ impl Builder {
     /// Makes the certificates and the objects that every cluster has.
     ///
     /// # Errors
-    /// [`Error`] when a certificate cannot be made or the service range is too small.
+    /// [`Error`] when a certificate cannot be made, the service range is too small, or both are of one family.
     pub fn build(self) -> Result<Server, Error> {
         let Some(first) = self.service_range.hosts().nth(usize::from(self.service_range.prefix_len() >= 127)) else {
             return Err(Error::ServiceRange(self.service_range));
         };
+        let second = self.second_service_range;
+        if let Some(second) = second.filter(|range| range.addr().is_ipv4() == first.is_ipv4()) {
+            return Err(Error::ServiceRanges(self.service_range, second));
+        }
         let mut addresses = self.addresses;
         addresses.extend([IpAddr::V4(Ipv4Addr::LOCALHOST), first]);
         let identity = Identity::new(&addresses)?;
@@ -78,7 +90,7 @@ impl Builder {
             store: self.store,
             tokens: Tokens::new(),
             nodes: self.nodes,
-            service_range: self.service_range,
+            service_ranges: [Some(self.service_range), second].into_iter().flatten().collect(),
             allocating: Mutex::new(()),
         });
         let own = Own { address: first, endpoint: self.advertise };
@@ -109,6 +121,7 @@ impl Server {
     pub fn builder() -> Builder {
         Builder {
             service_range: IpNet::from(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
+            second_service_range: None,
             addresses: Vec::new(),
             advertise: None,
             nodes: Arc::new(NoNodes),
@@ -162,6 +175,6 @@ impl Drop for Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("service_range", &self.api.service_range).finish_non_exhaustive()
+        f.debug_struct("Server").field("service_ranges", &self.api.service_ranges).finish_non_exhaustive()
     }
 }

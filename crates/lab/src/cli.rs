@@ -10,6 +10,7 @@ use std::{
 use podwire_model::Ipv4Net;
 
 use crate::{
+    backend::Backend,
     container, enter, enter_pod,
     error::{Context, Result},
     init, launch, myapp, node,
@@ -74,6 +75,18 @@ pub struct UpArgs {
     /// The nameserver for names outside the cluster; without one they fail at once.
     #[arg(long, value_name = "ADDRESS")]
     upstream_dns: Option<IpAddr>,
+    /// How pods of different nodes reach each other; can be changed later, in ConfigMap kube-flannel-cfg.
+    #[arg(long, value_enum, default_value_t)]
+    backend: Backend,
+    /// How many networks the nodes are on: 1, or 2 with a router between odd and even nodes.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    subnets: u8,
+    /// Give nodes, pods and Services IPv6 addresses besides.
+    #[arg(long)]
+    dual_stack: bool,
+    /// The largest packet between nodes, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = topology::MTU)]
+    mtu: u32,
 }
 
 /// `podwire lab exec`.
@@ -81,7 +94,7 @@ pub struct UpArgs {
 pub struct ExecArgs {
     #[command(flatten)]
     lab: LabName,
-    /// node1, node2, …, client; underlay, the network between them with its bridge br0; or pod/NAME (pod/NAMESPACE/NAME).
+    /// node1, node2, …, client; underlay, what is between them with its bridge br0; or pod/NAME (pod/NAMESPACE/NAME).
     machine: String,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -154,6 +167,10 @@ fn up(args: UpArgs) -> Result<()> {
         pod_cidr: args.pod_cidr,
         service_cidr: args.service_cidr,
         upstream_dns: args.upstream_dns,
+        backend: args.backend,
+        subnets: args.subnets,
+        dual_stack: args.dual_stack,
+        mtu: args.mtu,
     };
     let started = Instant::now();
     launch::up(&options, |step| println!("✓ {:>5.2} s  {step}", started.elapsed().as_secs_f64()))?;

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, net::TcpListener, sync::Arc};
 
 use podwire_apiserver::{
     Server,
-    controllers::{self, Config},
+    controllers::{self, Config, PodRange},
 };
 use podwire_k8s::{
     Client,
@@ -17,7 +17,7 @@ use crate::{
     error::{Context, Error, Result},
     kubelet::{node, remote::Nodes},
     state::{self, Directory},
-    topology::{API_PORT, GATEWAY, Machine, NODE_MASK, Options},
+    topology::{API_PORT, GATEWAY, Machine, NODE_MASK, NODE_MASK_V6, Options, POD_CIDR_V6, SERVICE_CIDR_V6},
 };
 
 /// A running control plane. It ends when it is dropped.
@@ -45,20 +45,19 @@ impl ControlPlane {
             reason: error.to_string(),
         };
         let advertised = (GATEWAY, API_PORT).into();
-        let server = Server::builder()
-            .service_range(options.service_cidr.into())
-            .advertise(advertised)
-            .nodes(Arc::new(Nodes::new(directory.path())))
-            .build()
-            .map_err(|error| failed(&error))?;
+        let nodes = Arc::new(Nodes::new(directory.path()));
+        let server = Server::builder().service_range(options.service_cidr.into()).advertise(advertised).nodes(nodes);
+        let server = if options.dual_stack { server.second_service_range(SERVICE_CIDR_V6.into()) } else { server };
+        let server = server.build().map_err(|error| failed(&error))?;
         let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).trying(|| "listen on the host's loopback")?;
         let address = server.serve(loopback).map_err(|error| failed(&error))?;
         server.serve(underlay).map_err(|error| failed(&error))?;
         state::write_private(&directory.kubeconfig(), server.kubeconfig(address).as_bytes())?;
         let client = Client::from_kubeconfig(Some(&directory.kubeconfig())).await.map_err(|error| failed(&error))?;
+        let pods = PodRange { range: options.pod_cidr.into(), node_mask: NODE_MASK };
+        let pods_v6 = PodRange { range: POD_CIDR_V6.into(), node_mask: NODE_MASK_V6 };
         let config = Config {
-            cluster_cidr: options.pod_cidr.into(),
-            node_mask: NODE_MASK,
+            pod_ranges: if options.dual_stack { vec![pods, pods_v6] } else { vec![pods] },
             root_ca: Some(server.ca_pem().to_owned()),
         };
         Ok(Self {

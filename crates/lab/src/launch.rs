@@ -47,7 +47,7 @@ pub fn up(options: &Options, on_step: impl FnMut(&str)) -> Result<Running> {
     let config = Config { options: options.clone(), executables: executables()? };
     let directory = Directory::of(&options.name)?;
     let lock = directory.claim(&options.name)?;
-    let outcome = preflight::check(directory.path()).and_then(|()| start(&config, &directory, lock));
+    let outcome = preflight::check(options.backend, directory.path()).and_then(|()| start(&config, &directory, lock));
     match outcome {
         Ok(starting) => starting.finish(&directory, on_step),
         Err(error) => {

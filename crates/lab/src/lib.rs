@@ -1,5 +1,6 @@
 //! A multi-node cluster network on one machine: nodes and pods as namespaces, on an underlay that is a namespace too.
 
+pub mod backend;
 pub mod cli;
 pub mod container;
 mod control_plane;

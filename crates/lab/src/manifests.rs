@@ -8,7 +8,7 @@ use podwire_k8s::kube::{
 
 use crate::{
     error::{Error, Result},
-    topology::{API_PORT, CLUSTER_DOMAIN, GATEWAY, Options},
+    topology::{API_PORT, CLUSTER_DOMAIN, GATEWAY, Options, POD_CIDR_V6},
 };
 
 const FILES: [(&str, &str); 3] = [
@@ -22,8 +22,14 @@ const FILES: [(&str, &str); 3] = [
 /// # Errors
 /// A manifest that this executable was built with is malformed.
 pub fn objects(options: &Options) -> Result<Vec<DynamicObject>> {
+    let pods_v6 = options.dual_stack.then_some(POD_CIDR_V6);
+    // Lines after the first are indented as deep as the placeholder is.
+    let net_conf = options.backend.net_conf(options.pod_cidr, pods_v6).replace('\n', "\n    ");
+    let pod_cidrs = [Some(options.pod_cidr.to_string()), pods_v6.map(|range| range.to_string())];
     let values = [
-        ("{{pod-cidr}}", options.pod_cidr.to_string()),
+        ("{{net-conf}}", net_conf),
+        ("{{pod-cidrs}}", pod_cidrs.into_iter().flatten().collect::<Vec<_>>().join(",")),
+        ("{{ip-family-policy}}", if options.dual_stack { "PreferDualStack" } else { "SingleStack" }.to_owned()),
         ("{{api-host}}", GATEWAY.to_string()),
         ("{{api-port}}", API_PORT.to_string()),
         ("{{cluster-dns}}", options.cluster_dns().to_string()),
@@ -67,13 +73,9 @@ mod tests {
 
     #[test]
     fn every_manifest_is_filled_in() {
-        let options = Options {
-            name: "x".into(),
-            nodes: 2,
-            pod_cidr: "10.1.0.0/16".parse().unwrap(),
-            service_cidr: "10.2.0.0/16".parse().unwrap(),
-            upstream_dns: None,
-        };
+        let stock = Options::stock("x");
+        let (pod_cidr, service_cidr) = ("10.1.0.0/16".parse().unwrap(), "10.2.0.0/16".parse().unwrap());
+        let options = Options { pod_cidr, service_cidr, dual_stack: true, ..stock };
         let objects = objects(&options).unwrap();
         let names: Vec<_> = objects
             .iter()
@@ -96,6 +98,9 @@ mod tests {
         assert_eq!(objects[8].data["spec"]["clusterIP"], "10.2.0.10");
         let net = objects[1].data["data"]["net-conf.json"].as_str().unwrap();
         assert_eq!(serde_json::from_str::<serde_json::Value>(net).unwrap()["Network"], "10.1.0.0/16");
+        let proxy: serde_json::Value =
+            serde_saphyr::from_str(objects[4].data["data"]["config.conf"].as_str().unwrap()).unwrap();
+        assert_eq!(proxy["clusterCIDR"], "10.1.0.0/16,fd00:10:244::/56");
         let text = serde_json::to_string(&objects).unwrap();
         assert!(!text.contains("{{"), "a placeholder was left: {text}");
     }

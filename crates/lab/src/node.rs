@@ -20,9 +20,8 @@ use crate::{
     rootfs::Rootfs,
 };
 
-/// Where a machine has its CNI plugins; the names that one multi-call executable answers to.
+/// Where a machine has its CNI plugins: one multi-call executable under the names that it answers to.
 pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
-const CNI_PLUGINS: [&str; 5] = ["bridge", "flannel", "host-local", "loopback", "portmap"];
 /// Where a machine has its CNI configuration.
 pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 /// Where a machine has a kubeconfig for the API server's address on the underlay, as kubeadm's control plane does.
@@ -81,8 +80,8 @@ pub struct Kubelet {
 pub struct NodeConfig {
     /// The Node's name and host name, for example `node1`.
     pub name: String,
-    /// The node's address on the underlay: its InternalIP.
-    pub address: IpAddr,
+    /// The node's addresses on the underlay: its InternalIPs, the first also that of pods on its network.
+    pub addresses: Vec<IpAddr>,
     /// A kubeconfig (its text) for the API server's address on the underlay, with credentials for everything.
     pub kubeconfig: String,
     /// The API server as pods are told it, without the Service: host and port, for example 172.25.2.254 and 6443.
@@ -95,6 +94,13 @@ pub struct NodeConfig {
     pub cni_conf_dir: PathBuf,
     /// Where CNI plugins are found, `/opt/cni/bin`, as seen from the node's root.
     pub cni_bin_dir: PathBuf,
+}
+
+impl NodeConfig {
+    /// The node's addresses as text, as statuses have them.
+    pub fn ips(&self) -> Vec<String> {
+        self.addresses.iter().map(ToString::to_string).collect()
+    }
 }
 
 /// Becomes the machine that standard input describes, says so with a line on standard output, and runs until SIGTERM.
@@ -130,7 +136,7 @@ pub fn run() -> Result<()> {
 
 fn root(spec: &MachineSpec) -> Rootfs {
     let bare = Rootfs::node(&spec.executables.podwire);
-    let with_plugins = CNI_PLUGINS
+    let with_plugins = podwire_cni::PLUGINS
         .iter()
         .fold(bare, |root, plugin| root.bind_read_only(&spec.executables.cni, Path::new(CNI_BIN_DIR).join(plugin)));
     with_plugins

@@ -351,15 +351,9 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let directory = directory("json");
         let _lock = directory.claim("x").unwrap();
-        let machine = RunningMachine { machine: topology::client(), pid: 7 };
+        let machine = RunningMachine { machine: Options::stock("x").client(), pid: 7 };
         let state = State {
-            options: Options {
-                name: "x".into(),
-                nodes: 1,
-                pod_cidr: "10.244.0.0/16".parse().unwrap(),
-                service_cidr: "10.96.0.0/12".parse().unwrap(),
-                upstream_dns: None,
-            },
+            options: Options::stock("x"),
             init: ProcessId::of(std::process::id()).unwrap(),
             started: SystemTime::now(),
             running: Some(Running {

@@ -111,17 +111,17 @@ impl Lab {
     async fn bring_up(config: &Config) -> Result<Self> {
         let options = &config.options;
         let directory = Directory::of(&options.name)?;
-        let mut underlay = Underlay::new()?;
+        let mut underlay = Underlay::new(options)?;
         let control_plane = ControlPlane::start(options, &directory, underlay.listen(API_PORT)?).await?;
         Progress::Step(format!("API server on {} and {GATEWAY}:{API_PORT}", control_plane.url)).send()?;
-        if let Some(upstream) = options.upstream_dns.filter(|address| !is_on_underlay(*address)) {
+        if let Some(upstream) = options.upstream_dns.filter(|address| !is_on_underlay(options, *address)) {
             let relay = DnsRelay::new(underlay.bind(DNS_PORT)?, underlay.listen(DNS_PORT)?, upstream);
             tokio::spawn(relay.trying(|| format!("relay DNS to {upstream}"))?.run());
         }
 
         control_plane.register(&options.nodes()).await?;
         let mut started = Vec::new();
-        for machine in options.nodes().into_iter().chain([topology::client()]) {
+        for machine in options.machines() {
             let network = underlay.attach(&machine)?;
             let spec = spec(config, &directory, &machine, &network, &control_plane);
             started.push(StartedMachine::start(machine, network, &spec).await?);
@@ -141,7 +141,9 @@ impl Lab {
             networks.push((machine.machine.name, machine.network));
         }
         let plural = if options.nodes == 1 { "" } else { "s" };
-        Progress::Step(format!("{} node{plural} and a client on {}", options.nodes, topology::UNDERLAY)).send()?;
+        let networks_of: Vec<_> = options.segments().iter().map(|segment| segment.net.to_string()).collect();
+        let on = networks_of.join(" and ");
+        Progress::Step(format!("{} node{plural} and a client on {on}", options.nodes)).send()?;
         lab.wait_until_ready(options, &networks).await?;
         Ok(lab)
     }
@@ -187,7 +189,7 @@ fn spec(
     let kubelet = is_node.then(|| Kubelet {
         config: NodeConfig {
             name: machine.name.clone(),
-            address: machine.address.into(),
+            addresses: machine.addresses(),
             kubeconfig: kubeconfig.clone(),
             api_server: (GATEWAY.into(), API_PORT),
             cluster_dns: options.cluster_dns().into(),
@@ -215,20 +217,23 @@ fn open_file(file: &impl AsFd) -> PathBuf {
 }
 
 fn hosts(options: &Options) -> String {
-    let machines = options.nodes().into_iter().chain([topology::client()]);
-    let lines: String = machines.map(|machine| format!("{}\t{}\n", machine.address, machine.name)).collect();
+    let lines: String = options
+        .machines()
+        .iter()
+        .flat_map(|machine| machine.addresses().into_iter().map(|address| format!("{address}\t{}\n", machine.name)))
+        .collect();
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{lines}")
 }
 
 /// A machine's own nameserver: the upstream, or the gateway, where there is a relay to it. Without an upstream nothing
 /// listens there, so names outside the cluster fail at once.
 fn resolv_conf(options: &Options) -> String {
-    let direct = options.upstream_dns.filter(|address| is_on_underlay(*address));
+    let direct = options.upstream_dns.filter(|address| is_on_underlay(options, *address));
     format!("nameserver {}\n", direct.unwrap_or(GATEWAY.into()))
 }
 
-fn is_on_underlay(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(address) if topology::UNDERLAY.contains(&address))
+fn is_on_underlay(options: &Options, address: IpAddr) -> bool {
+    options.segments().iter().any(|segment| matches!(address, IpAddr::V4(address) if segment.net.contains(&address)))
 }
 
 /// A machine whose process runs, and may not be up yet.

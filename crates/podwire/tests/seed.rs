@@ -4,9 +4,9 @@
 
 mod lab;
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::collections::BTreeMap;
 
-use lab::{Lab, eventually, text};
+use lab::{Lab, eventually};
 
 const PAGE: &str = "Hello MyApp | Version: v2 | <a href=\"hostname.html\">Pod Name</a>";
 const NAME: &str = "myservice.default.svc.cluster.local";
@@ -39,7 +39,7 @@ fn cluster_ip(lab: &Lab) {
     assert_eq!(lab.exec("node1", &["curl", "-s", &url]).1.trim_end(), PAGE);
     is_shared_by_three_pods(lab, "node1", &url);
     eventually("DNS knows the Service", || dig(lab, "10.96.0.10") == [address.clone()]);
-    let by_name = lab.run_in_pod(&pod_on(lab, "node2").0, &["curl", "-s", "-m", "3", "myservice/hostname.html"]);
+    let by_name = lab.run_in_pod(&lab.pod_on("node2").0, &["curl", "-s", "-m", "3", "myservice/hostname.html"]);
     assert!(by_name.starts_with("demo2-"), "{by_name}");
     let (reached, _) = lab.exec("client", &["curl", "-s", "-m", "1", &url]);
     assert!(!reached, "a Service address is for the inside");
@@ -89,9 +89,9 @@ fn external_name(lab: &Lab) {
 }
 
 fn pod_to_pod_is_vxlan(lab: &Lab) {
-    let ((from, _), (_, to)) = (pod_on(lab, "node1"), pod_on(lab, "node2"));
+    let ((from, _), (_, to)) = (lab.pod_on("node1"), lab.pod_on("node2"));
     // On the wire between the nodes, where both outer addresses are seen.
-    let seen = captured(lab, "underlay", &["-i", "br0", "-T", "vxlan", "-c", "2", "udp port 8472"], || {
+    let seen = lab.captured("underlay", &["-i", "br0", "-T", "vxlan", "-c", "2", "udp port 8472"], || {
         let ping = lab.run_in_pod(&from, &["ping", "-c", "3", "-i", "0.2", &to]);
         assert!(ping.contains(" 0% packet loss"), "{ping}");
     });
@@ -103,22 +103,12 @@ fn pod_to_pod_is_vxlan(lab: &Lab) {
 }
 
 fn pod_to_outside_is_masqueraded(lab: &Lab) {
-    let (from, address) = pod_on(lab, "node1");
-    let seen = captured(lab, "client", &["-i", "eth0", "-c", "1", "icmp[icmptype] = icmp-echo"], || {
+    let (from, address) = lab.pod_on("node1");
+    let seen = lab.captured("client", &["-i", "eth0", "-c", "1", "icmp[icmptype] = icmp-echo"], || {
         let ping = lab.run_in_pod(&from, &["ping", "-c", "2", "-i", "0.2", "172.25.2.250"]);
         assert!(ping.contains(" 0% packet loss"), "{ping}");
     });
     assert!(seen.contains("IP 172.25.2.1 > 172.25.2.250") && !seen.contains(&address), "{seen}");
-}
-
-/// What tcpdump sees on a machine while `act` runs.
-fn captured(lab: &Lab, machine: &str, arguments: &[&str], act: impl FnOnce()) -> String {
-    let line = [&[machine, "--", "timeout", "10", "tcpdump", "-nn"], arguments].concat();
-    let tcpdump = lab.command("exec", &line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It says nothing reliable when it begins to listen, so wait until its socket is there.
-    eventually("tcpdump listens", || lab.exec(machine, &["ss", "-0", "-a", "-p"]).1.contains("tcpdump"));
-    act();
-    text(&tcpdump.wait_with_output().unwrap().stdout)
 }
 
 fn is_shared_by_three_pods(lab: &Lab, machine: &str, url: &str) {
@@ -140,14 +130,4 @@ fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     lines.sort();
     lines
-}
-
-/// A running pod of the demo on `node`: name and address.
-fn pod_on(lab: &Lab, node: &str) -> (String, String) {
-    let selector = format!("--field-selector=spec.nodeName={node}");
-    let pods = lab.kubectl(&["get", "pods", "-l", "app=myapp", &selector, "-o", "wide", "--no-headers"]);
-    // The column STATUS tells a terminating pod from a running one, which the phase does not.
-    let mut columns = pods.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let running = columns.find(|columns| columns[2] == "Running").unwrap_or_else(|| panic!("{node}: {pods}"));
-    (running[0].to_owned(), running[5].to_owned())
 }

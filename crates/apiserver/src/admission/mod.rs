@@ -1,5 +1,6 @@
 //! What becomes of an object between a client and the store: defaults, allocation, validation.
 
+mod cluster_ip;
 pub(crate) mod defaults;
 pub(crate) mod meta;
 mod pod;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::Causes;
+use super::{Causes, cluster_ip};
 use crate::{
     object::{items, items_mut, number, remove, text},
     random,
@@ -64,6 +64,7 @@ pub(crate) fn carry_over(old: &Value, new: &mut Value) {
                 crate::object::carry(old, new, field);
             }
         }
+        cluster_ip::keep_one_family(old, new);
     }
     let old_ports: Vec<Value> = items(old, "/ports").to_vec();
     for port in items_mut(new, "ports") {
@@ -98,14 +99,14 @@ fn has_node_ports(kind: &str) -> bool {
 
 /// Gives a Service the addresses and ports it still lacks; finds the ones it may not have.
 ///
-/// `others` is what all other Services hold.
-pub(crate) fn allocate(service: &mut Value, range: IpNet, others: &mut Taken, causes: &mut Causes) {
+/// `ranges` has one range, or one of each family; `others` is what all other Services hold.
+pub(crate) fn allocate(service: &mut Value, ranges: &[IpNet], others: &mut Taken, causes: &mut Causes) {
     let Some(spec) = service.get_mut("spec") else { return };
     let kind = text(spec, "/type").to_owned();
     if kind == "ExternalName" {
         return;
     }
-    cluster_ip(spec, range, others, causes);
+    cluster_ip::claim(spec, ranges, &others.addresses, causes);
     if has_node_ports(&kind) {
         let automatic = kind == "NodePort" || spec["allocateLoadBalancerNodePorts"] != false;
         for (index, port) in items_mut(spec, "ports").iter_mut().enumerate() {
@@ -116,101 +117,6 @@ pub(crate) fn allocate(service: &mut Value, range: IpNet, others: &mut Taken, ca
             claim_node_port(&mut port, "spec.healthCheckNodePort", true, others, causes);
             spec["healthCheckNodePort"] = port["nodePort"].clone();
         }
-    }
-}
-
-fn cluster_ip(spec: &mut Value, range: IpNet, others: &mut Taken, causes: &mut Causes) {
-    let family = if range.addr().is_ipv4() { "IPv4" } else { "IPv6" };
-    if spec["ipFamilyPolicy"].is_null() {
-        spec["ipFamilyPolicy"] = "SingleStack".into();
-    }
-    if spec["ipFamilyPolicy"] == "RequireDualStack" {
-        causes.push(Cause::invalid(
-            "spec.ipFamilyPolicy",
-            "RequireDualStack",
-            "this cluster is not configured for dual-stack services",
-        ));
-    }
-    let families = items(spec, "/ipFamilies");
-    if let Some(other) = families.iter().find(|f| *f != family) {
-        let why = format!("not configured on this cluster (its service range is {range})");
-        causes.push(Cause::invalid("spec.ipFamilies[0]", other.clone(), why));
-    }
-    spec["ipFamilies"] = json!([family]);
-    let asked = match text(spec, "/clusterIP") {
-        "" => text(spec, "/clusterIPs/0").to_owned(),
-        asked => asked.to_owned(),
-    };
-    let first = text(spec, "/clusterIPs/0");
-    if !first.is_empty() && first != asked {
-        causes.push(Cause::invalid(
-            "spec.clusterIPs",
-            spec["clusterIPs"].clone(),
-            "first value must match `clusterIP`",
-        ));
-    }
-    let given = match asked.as_str() {
-        "None" => "None".to_owned(),
-        "" => match free_address(range, &others.addresses) {
-            Some(address) => address.to_string(),
-            None => {
-                let why = format!("failed to allocate an address: the service range {range} is full");
-                return causes.push(Cause::invalid("spec.clusterIPs", Value::Null, why));
-            }
-        },
-        text => match text.parse::<IpAddr>() {
-            Err(_) => {
-                let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-                return causes.push(Cause::invalid("spec.clusterIPs[0]", text, why));
-            }
-            Ok(address) => {
-                let value = json!([text]);
-                if !range.contains(&address) || address == range.network() || address == range.broadcast() {
-                    let why = format!(
-                        "failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
-                    );
-                    causes.push(Cause::invalid("spec.clusterIPs", value, why));
-                } else if others.addresses.contains(&address) {
-                    let why = format!("failed to allocate IP {address}: provided IP is already allocated");
-                    causes.push(Cause::invalid("spec.clusterIPs", value, why));
-                }
-                address.to_string()
-            }
-        },
-    };
-    spec["clusterIPs"] = json!([given]);
-    spec["clusterIP"] = given.into();
-}
-
-/// A free address of the range, drawn from its upper part as kube-apiserver does, so that the lower part stays for
-/// addresses users choose. The next free one from a random start.
-fn free_address(range: IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
-    let (first, last) = (bits(range.network()) + 1, bits(range.broadcast()).saturating_sub(1));
-    let size = (last + 1).checked_sub(first).filter(|s| *s > 0)?;
-    // min(max(16, size/16), 256), as KEP-3070 has it; nothing for tiny ranges.
-    let reserved = if size < 16 { 0 } else { (size / 16).clamp(16, 256).min(size) };
-    let upper = (reserved..size, random::below(size - reserved));
-    let lower = (0..reserved, random::below(reserved));
-    [upper, lower].into_iter().find_map(|(part, start)| {
-        let length = part.end - part.start;
-        // Among one more addresses than are taken, one is free.
-        (0..length.min(taken.len() as u128 + 1))
-            .map(|i| from_bits(first + part.start + (start + i) % length, range.addr().is_ipv4()))
-            .find(|address| !taken.contains(address))
-    })
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
-}
-
-fn from_bits(bits: u128, v4: bool) -> IpAddr {
-    match u32::try_from(bits) {
-        Ok(small) if v4 => IpAddr::V4(small.into()),
-        _ => IpAddr::V6(bits.into()),
     }
 }
 
@@ -256,7 +162,7 @@ mod tests {
         let mut service = json!({ "spec": spec });
         super::super::defaults::service(&mut service);
         let mut causes = Causes::new();
-        allocate(&mut service, RANGE.parse().unwrap(), &mut Taken::by(others.iter()), &mut causes);
+        allocate(&mut service, &[RANGE.parse().unwrap()], &mut Taken::by(others.iter()), &mut causes);
         (service["spec"].take(), causes.iter().map(Cause::to_string).collect())
     }
 
@@ -270,17 +176,6 @@ mod tests {
             assert_eq!(spec["clusterIPs"][0], spec["clusterIP"]);
             assert_eq!(spec["ipFamilies"], json!(["IPv4"]));
         }
-    }
-
-    #[test]
-    fn every_address_of_a_small_range_is_used_and_then_none() {
-        let range: IpNet = "10.0.0.0/28".parse().unwrap();
-        let mut taken = HashSet::new();
-        for _ in 0..14 {
-            assert!(taken.insert(free_address(range, &taken).unwrap()));
-        }
-        assert_eq!(free_address(range, &taken), None);
-        assert!(!taken.contains(&"10.0.0.0".parse().unwrap()) && !taken.contains(&"10.0.0.15".parse().unwrap()));
     }
 
     #[test]

@@ -41,19 +41,26 @@ pub use shell::run;
 /// What the controllers cannot learn from the API.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The range of the pods' addresses, for example `10.244.0.0/16`.
-    pub cluster_cidr: IpNet,
-    /// The prefix length of each node's part of it: 24 by default.
-    pub node_mask: u8,
+    /// The pods' addresses: one range, or one of IPv4 and one of IPv6. The first is that of `spec.podCIDR`.
+    pub pod_ranges: Vec<PodRange>,
     /// The certificate authority (PEM) that goes into every namespace as ConfigMap `kube-root-ca.crt`.
     pub root_ca: Option<String>,
 }
 
+/// A range of pods' addresses (`--cluster-cidr`), and how much of it a node gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodRange {
+    /// For example `10.244.0.0/16`.
+    pub range: IpNet,
+    /// The prefix length of each node's part of it.
+    pub node_mask: u8,
+}
+
 impl Config {
-    /// A part of `cluster_cidr` for each node, /24 (IPv4) or /64 (IPv6) as upstream.
-    pub fn new(cluster_cidr: IpNet) -> Self {
-        let node_mask = if cluster_cidr.addr().is_ipv4() { 24 } else { 64 };
-        Self { cluster_cidr, node_mask, root_ca: None }
+    /// A part of each range for each node, /24 (IPv4) or /64 (IPv6) as upstream.
+    pub fn new(ranges: impl IntoIterator<Item = IpNet>) -> Self {
+        let part = |range: IpNet| PodRange { range, node_mask: if range.addr().is_ipv4() { 24 } else { 64 } };
+        Self { pod_ranges: ranges.into_iter().map(part).collect(), root_ca: None }
     }
 }
 

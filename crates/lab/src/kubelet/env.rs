@@ -16,8 +16,8 @@ pub struct Objects {
 /// What the node knows about a pod beyond its spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The node's first address.
-    pub host_ip: String,
+    /// The node's addresses, first the one of `status.hostIP`.
+    pub host_ips: Vec<String>,
     /// The pod's addresses, first the one of its `status.podIP`.
     pub pod_ips: Vec<String>,
     /// Address of the Service `default/kubernetes`.
@@ -125,7 +125,8 @@ impl Sources<'_> {
             "metadata.annotations" => Some(pairs(meta.annotations.as_ref())),
             "spec.nodeName" => spec.and_then(|s| s.node_name.clone()),
             "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()),
-            "status.hostIP" | "status.hostIPs" => Some(self.facts.host_ip.clone()),
+            "status.hostIP" => self.facts.host_ips.first().cloned(),
+            "status.hostIPs" => Some(self.facts.host_ips.join(",")),
             "status.podIP" => self.facts.pod_ips.first().cloned(),
             "status.podIPs" => Some(self.facts.pod_ips.join(",")),
             _ => match subscript(path) {
@@ -238,7 +239,7 @@ mod tests {
 
     fn environment(container: serde_json::Value) -> Result<BTreeMap<String, String>, String> {
         let facts = Facts {
-            host_ip: "172.25.2.1".into(),
+            host_ips: vec!["172.25.2.1".into()],
             pod_ips: vec!["10.244.0.5".into(), "fd00::5".into()],
             api_host: "10.96.0.1".into(),
             api_port: 443,

@@ -115,10 +115,14 @@ fn object(config: &NodeConfig, machine: &Machine, network: &NetworkState, now: T
     .into();
     Node {
         status: Some(NodeStatus {
-            addresses: Some(vec![
-                address("InternalIP", config.address.to_string()),
-                address("Hostname", config.name.clone()),
-            ]),
+            addresses: Some(
+                config
+                    .addresses
+                    .iter()
+                    .map(|ip| address("InternalIP", ip.to_string()))
+                    .chain([address("Hostname", config.name.clone())])
+                    .collect(),
+            ),
             allocatable: Some(resources.clone()),
             capacity: Some(resources),
             conditions: Some(conditions(network, now, now)),
@@ -286,7 +290,7 @@ mod tests {
     fn the_node_says_what_the_machine_is() {
         let config = NodeConfig {
             name: "node1".into(),
-            address: "172.25.2.1".parse().unwrap(),
+            addresses: vec!["172.25.2.1".parse().unwrap(), "fd00:172:25:2::1".parse().unwrap()],
             kubeconfig: String::new(),
             api_server: ("172.25.2.254".parse().unwrap(), 6443),
             cluster_dns: "10.96.0.10".parse().unwrap(),
@@ -301,7 +305,7 @@ mod tests {
         assert_eq!(labels["kubernetes.io/hostname"], "node1");
         let status = node.status.unwrap();
         let addresses: Vec<_> = status.addresses.unwrap().into_iter().map(|a| (a.type_, a.address)).collect();
-        let expected = [("InternalIP", "172.25.2.1"), ("Hostname", "node1")];
+        let expected = [("InternalIP", "172.25.2.1"), ("InternalIP", "fd00:172:25:2::1"), ("Hostname", "node1")];
         assert_eq!(addresses, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
         assert_eq!(status.node_info.unwrap().kubelet_version, "v1.36.0+podwire");
         assert_eq!(status.capacity.unwrap()["pods"], Quantity("110".into()));

@@ -73,7 +73,7 @@ pub async fn run(node: Arc<Node>, mut desired: watch::Receiver<Desired>) {
     let pod = desired.borrow_and_update().pod.clone();
     let Some(spec) = pod.spec.clone() else { return };
     let (stopper, stop) = watch::channel(None);
-    let known = watch::Sender::new(Known::new(&pod, &node.config.address.to_string(), Timestamp::now()));
+    let known = watch::Sender::new(Known::new(&pod, node.config.ips(), Timestamp::now()));
     let changes = known.subscribe();
     let is_over = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
     let context = Context { node, pod: pod.clone(), spec, known, stop };
@@ -261,7 +261,7 @@ impl Context {
 
     async fn sandbox(&self) -> Result<Sandbox, String> {
         if self.spec.host_network == Some(true) {
-            return Ok(Sandbox::on_host(self.node.config.address.to_string()));
+            return Ok(Sandbox::on_host(self.node.config.ips()));
         }
         let mut network = self.node.network.clone();
         tokio::select! {
@@ -341,7 +341,7 @@ impl Context {
         let hostname = if on_host { config.name.clone() } else { names.hostname };
         let (api_host, api_port) = self.node.api_service().await;
         Prepared {
-            facts: Facts { host_ip: config.address.to_string(), pod_ips: sandbox.ips.clone(), api_host, api_port },
+            facts: Facts { host_ips: config.ips(), pod_ips: sandbox.ips.clone(), api_host, api_port },
             files: vec![
                 ("/etc/resolv.conf".into(), resolver.render()),
                 ("/etc/hosts".into(), hosts),

@@ -27,8 +27,8 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// The sandbox of a pod on the node's network.
-    pub fn on_host(address: String) -> Self {
-        Self { network: None, ips: vec![address] }
+    pub fn on_host(ips: Vec<String>) -> Self {
+        Self { network: None, ips }
     }
 
     /// Makes a network namespace and has it connected. A failure leaves nothing behind.

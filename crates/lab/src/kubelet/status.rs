@@ -96,8 +96,8 @@ impl Record {
 pub struct Known {
     /// When the node took it over.
     pub start_time: Timestamp,
-    /// The node's address.
-    pub host_ip: String,
+    /// The node's addresses; not empty.
+    pub host_ips: Vec<String>,
     /// The pod's addresses; empty until the sandbox stands.
     pub pod_ips: Vec<String>,
     /// The sandbox stands and has its network.
@@ -110,7 +110,7 @@ pub struct Known {
 
 impl Known {
     /// A pod of which nothing runs yet.
-    pub fn new(pod: &Pod, host_ip: &str, now: Timestamp) -> Self {
+    pub fn new(pod: &Pod, host_ips: Vec<String>, now: Timestamp) -> Self {
         let mut containers = BTreeMap::new();
         if let Some(spec) = &pod.spec {
             let has_init = spec.init_containers.as_ref().is_some_and(|list| !list.is_empty());
@@ -119,14 +119,7 @@ impl Known {
                 containers.insert(container.name.clone(), Record::waiting(reason));
             }
         }
-        Self {
-            start_time: now,
-            host_ip: host_ip.to_owned(),
-            pod_ips: Vec::new(),
-            sandbox_ready: false,
-            containers,
-            rejected: None,
-        }
+        Self { start_time: now, host_ips, pod_ips: Vec::new(), sandbox_ready: false, containers, rejected: None }
     }
 
     /// The status of `pod`. Conditions of other owners are kept; a condition's transition time changes with its
@@ -143,8 +136,8 @@ impl Known {
             reason: self.rejected.as_ref().map(|(reason, _)| (*reason).to_owned()),
             message: self.rejected.as_ref().map(|(_, message)| message.clone()),
             conditions: Some(conditions),
-            host_ip: Some(self.host_ip.clone()),
-            host_ips: Some(vec![HostIP { ip: self.host_ip.clone() }]),
+            host_ip: self.host_ips.first().cloned(),
+            host_ips: Some(self.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
             pod_ip: self.pod_ips.first().cloned(),
             pod_ips: (!self.pod_ips.is_empty()).then(ips),
             start_time: Some(Time(self.start_time)),

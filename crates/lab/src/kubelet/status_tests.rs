@@ -36,7 +36,7 @@ fn pod(policy: &str, init: &str, main: &str) -> (Pod, Known) {
         "spec": {"restartPolicy": policy, "initContainers": containers("i", init), "containers": containers("c", main)},
     }))
     .unwrap();
-    let mut known = Known::new(&pod, "172.25.2.1", at(0));
+    let mut known = Known::new(&pod, vec!["172.25.2.1".into()], at(0));
     for (prefix, letters) in [("i", init), ("c", main)] {
         for (index, letter) in letters.chars().enumerate() {
             known.containers.insert(format!("{prefix}{index}"), record(letter));

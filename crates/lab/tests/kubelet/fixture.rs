@@ -302,7 +302,7 @@ fn start_node(directory: &Path, net: &Namespace, kubeconfig: String, api_port: u
     assert!(program.exists(), "{} is missing: cargo build -p podwire-lab --examples", program.display());
     let config = NodeConfig {
         name: NODE.into(),
-        address: NODE_ADDRESS.parse().unwrap(),
+        addresses: vec![NODE_ADDRESS.parse().unwrap()],
         kubeconfig: kubeconfig.clone(),
         api_server: ("127.0.0.1".parse().unwrap(), api_port),
         cluster_dns: "10.96.0.10".parse().unwrap(),

@@ -102,6 +102,26 @@ impl Lab {
         asking(&mut command)
     }
 
+    /// What tcpdump sees on a machine while `act` runs.
+    pub fn captured(&self, machine: &str, arguments: &[&str], act: impl FnOnce()) -> String {
+        let line = [&[machine, "--", "timeout", "10", "tcpdump", "-nn"], arguments].concat();
+        let tcpdump = self.command("exec", &line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It says nothing reliable when it begins to listen, so wait until its socket is there.
+        eventually("tcpdump listens", || self.exec(machine, &["ss", "-0", "-a", "-p"]).1.contains("tcpdump"));
+        act();
+        text(&tcpdump.wait_with_output().unwrap().stdout)
+    }
+
+    /// A running pod of the demo on `node`: name and address.
+    pub fn pod_on(&self, node: &str) -> (String, String) {
+        let selector = format!("--field-selector=spec.nodeName={node}");
+        let pods = self.kubectl(&["get", "pods", "-l", "app=myapp", &selector, "-o", "wide", "--no-headers"]);
+        // The column STATUS tells a terminating pod from a running one, which the phase does not.
+        let mut columns = pods.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let running = columns.find(|columns| columns[2] == "Running").unwrap_or_else(|| panic!("{node}: {pods}"));
+        (running[0].to_owned(), running[5].to_owned())
+    }
+
     /// The lab's directory.
     pub fn directory(&self) -> PathBuf {
         Path::new("/run/podwire/lab").join(&self.name)

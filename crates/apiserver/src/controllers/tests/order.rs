@@ -31,7 +31,7 @@ fn busy(seed: u64, steps: usize) -> Sim {
 }
 
 fn plans(world: &World, sim: &Sim) -> Vec<(&'static str, Id, Plan)> {
-    let config = Config::new("10.244.0.0/16".parse().unwrap());
+    let config = Config::new(["10.244.0.0/16".parse().unwrap()]);
     let context = Context { config: &config, now: sim.now };
     let mut plans = Vec::new();
     for controller in CONTROLLERS {

@@ -92,7 +92,7 @@ fn a_full_node_takes_no_more() {
 #[test]
 fn a_range_without_blocks_says_so() {
     let mut sim = Sim::new(1);
-    sim.use_cluster_cidr("10.244.0.0/23");
+    sim.use_cluster_cidrs(&["10.244.0.0/23"]);
     for number in 1..=3 {
         sim.create(Kind::Node, node(&format!("node{number}"), "True"));
     }
@@ -100,6 +100,23 @@ fn a_range_without_blocks_says_so() {
     assert!(sim.get(&id(Kind::Node, "node3"))["spec"]["podCIDR"].is_null());
     let report = sim.reports.iter().find(|report| report.reason == "CIDRNotAvailable").unwrap();
     assert!(report.message.contains("no block of /24 is left in 10.244.0.0/23"), "{}", report.message);
+}
+
+#[test]
+fn with_two_ranges_a_node_gets_a_block_of_each_or_none() {
+    let mut sim = Sim::new(1);
+    sim.use_cluster_cidrs(&["10.244.0.0/16", "fd00:10:244::/63"]);
+    for number in 1..=3 {
+        sim.create(Kind::Node, node(&format!("node{number}"), "True"));
+    }
+    sim.settle();
+    let spec = |name: &str| sim.get(&id(Kind::Node, name))["spec"].clone();
+    assert_eq!(spec("node1")["podCIDR"], "10.244.0.0/24");
+    assert_eq!(spec("node1")["podCIDRs"], json!(["10.244.0.0/24", "fd00:10:244::/64"]));
+    assert_eq!(spec("node2")["podCIDRs"], json!(["10.244.1.0/24", "fd00:10:244:1::/64"]));
+    assert!(spec("node3")["podCIDRs"].is_null(), "{}", spec("node3"));
+    let report = sim.reports.iter().find(|report| report.reason == "CIDRNotAvailable").unwrap();
+    assert!(report.message.contains("no block of /64 is left in fd00:10:244::/63"), "{}", report.message);
 }
 
 #[test]

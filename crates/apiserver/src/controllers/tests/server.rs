@@ -56,7 +56,7 @@ impl Lab {
         std::fs::write(&kubeconfig, server.kubeconfig(address)).unwrap();
         let client = Client::from_kubeconfig(Some(&kubeconfig)).await.unwrap();
         let mut tasks = JoinSet::new();
-        let mut config = Config::new("10.244.0.0/16".parse().unwrap());
+        let mut config = Config::new(["10.244.0.0/16".parse().unwrap()]);
         config.root_ca = Some(server.ca_pem().to_owned());
         tasks.spawn(run(client.clone(), config));
         let client = client.kube();

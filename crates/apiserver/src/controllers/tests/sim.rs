@@ -65,7 +65,7 @@ impl Sim {
             watches: BTreeMap::new(),
             keys: BTreeSet::new(),
             wakes: BTreeMap::new(),
-            config: Config::new("10.244.0.0/16".parse().unwrap()),
+            config: Config::new(["10.244.0.0/16".parse().unwrap()]),
             counter: 0,
             random: seed | 1,
         };
@@ -130,8 +130,8 @@ impl Sim {
         self.world.pods.iter().map(AsRef::as_ref).collect()
     }
 
-    pub fn use_cluster_cidr(&mut self, range: &str) {
-        self.config = Config::new(range.parse().unwrap());
+    pub fn use_cluster_cidrs(&mut self, ranges: &[&str]) {
+        self.config = Config::new(ranges.iter().map(|range| range.parse().unwrap()));
     }
 
     /// Runs controllers and kubelets for so many steps.

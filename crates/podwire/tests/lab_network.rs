@@ -1,0 +1,44 @@
+//! Pod networks of other shapes than the stock lab's: two networks with a router, other backends, another MTU.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
+mod lab;
+
+use lab::{Lab, eventually};
+
+/// Brings the demo's pods up, one on each node.
+fn with_pods(lab: &Lab, nodes: u8) {
+    lab.kubectl(&["apply", "-f", "examples/demo-nodeport.yml"]);
+    lab.kubectl(&["scale", "deployment/demo2", &format!("--replicas={nodes}")]);
+    lab.rolled_out();
+}
+
+/// Pings from a pod of node1 to the pod of `to`; returns what tcpdump saw of it on `eth0` of that node.
+fn ping_seen_at(lab: &Lab, to: &str, filter: &str) -> String {
+    let ((from, _), (_, address)) = (lab.pod_on("node1"), lab.pod_on(to));
+    lab.captured(to, &["-i", "eth0", "-c", "1", filter], || {
+        let ping = lab.run_in_pod(&from, &["ping", "-c", "3", "-i", "0.2", &address]);
+        assert!(ping.contains(" 0% packet loss"), "{ping}");
+    })
+}
+
+#[test]
+fn pods_reach_each_other_across_a_router() {
+    let Some(lab) = Lab::new("routed") else { return };
+    let printed = lab.up(&["--nodes", "2", "--subnets", "2", "--mtu", "1450"]);
+    assert!(printed.contains("2 nodes and a client on 172.25.2.0/24 and 172.25.3.0/24"), "{printed}");
+    with_pods(&lab, 2);
+    let seen = ping_seen_at(&lab, "node2", "udp port 8472 and src 172.25.2.1");
+    assert!(seen.contains("> 172.25.3.2.8472"), "{seen}");
+    // 1450 less what vxlan adds; a packet of just that size passes whole.
+    let (pod, _) = lab.pod_on("node1");
+    assert!(lab.run_in_pod(&pod, &["ip", "-o", "link", "show", "eth0"]).contains("mtu 1400"));
+    let (_, to) = lab.pod_on("node2");
+    lab.run_in_pod(&pod, &["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1372", &to]);
+
+    let port = lab.kubectl(&["get", "service", "myservice", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
+    for node in ["172.25.2.1", "172.25.3.2"] {
+        let url = format!("http://{node}:{port}/");
+        eventually("the client is served by the node", || lab.exec("client", &["curl", "-sf", "-m", "1", &url]).0);
+    }
+}
