@@ -126,6 +126,24 @@ pub trait Route: Send {
     /// ENOENT when there is none; ENODEV for a missing link.
     fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<()>;
 
+    /// The VLANs of every port of every bridge that keeps them apart.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn port_vlans(&mut self) -> Result<Vec<PortVlans>>;
+
+    /// Puts a bridge port into VLANs, also into those that it is in.
+    ///
+    /// # Errors
+    /// ENODEV for a missing link; EOPNOTSUPP for one that is no port; EINVAL for what is no VLAN, and for several native ones.
+    fn add_port_vlans(&mut self, vlans: &PortVlans) -> Result<()>;
+
+    /// Takes a bridge port out of VLANs, also out of those that it is not in.
+    ///
+    /// # Errors
+    /// ENODEV for a missing link; EOPNOTSUPP for one that is no port.
+    fn delete_port_vlans(&mut self, vlans: &PortVlans) -> Result<()>;
+
     /// The forwarding database entries of one bridge port or vxlan, or of all.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
 mod check;
+mod vlans;
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +11,9 @@ use podwire_model::{Family, IpNet};
 
 use self::check::check_mtu;
 use super::{
-    Address, BridgePort, FdbEntry, FdbTable, Ipip, Link, LinkChange, LinkKind, Mac, Neighbour, NeighbourState, NewLink,
-    NewLinkKind, Peer, Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan, socket::check_name, types::family,
+    Address, BridgePort, BridgeVlans, FdbEntry, FdbTable, Ipip, Link, LinkChange, LinkKind, Mac, Neighbour,
+    NeighbourState, NewLink, NewLinkKind, Peer, PortVlans, Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan,
+    socket::check_name, types::family,
 };
 use crate::{Error, Result, wireguard::FakeDevice};
 
@@ -27,6 +29,8 @@ pub struct FakeRoute {
     routes: Vec<RouteEntry>,
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
     fdb: BTreeMap<(u32, bool, Mac), FdbEntry>,
+    /// Whether it is native, by port and VLAN.
+    vlans: BTreeMap<(u32, u16), bool>,
     pub(crate) wireguards: BTreeMap<u32, FakeDevice>,
     last_index: u32,
     operations: usize,
@@ -85,6 +89,8 @@ impl FakeRoute {
             peer_index: None,
             peer_netns_id: None,
             port: None,
+            vlans: None,
+            promiscuous: false,
         };
         self.links.insert(self.last_index, link);
         self.last_index
@@ -125,6 +131,7 @@ impl FakeRoute {
             link.master = master;
             link.port = master.map(|_| BridgePort { hairpin: false, learning: true, flood: true, isolated: false });
         }
+        self.set_default_vlan(index, master);
         if master.is_none() {
             self.fdb.retain(|(device, own, _), _| *device != index || *own);
         }
@@ -211,7 +218,7 @@ impl Route for FakeRoute {
         self.step(what)?;
         self.check_new(link, what)?;
         let (kind, mtu) = match &link.kind {
-            NewLinkKind::Bridge => (LinkKind::Bridge, link.mtu),
+            NewLinkKind::Bridge | NewLinkKind::VlanBridge => (LinkKind::Bridge, link.mtu),
             NewLinkKind::Veth(_) => (LinkKind::Veth, link.mtu),
             NewLinkKind::Dummy => (LinkKind::Dummy, link.mtu),
             NewLinkKind::Wireguard => (LinkKind::Wireguard, link.mtu.or(Some(1420))),
@@ -229,8 +236,13 @@ impl Route for FakeRoute {
             }
         };
         let index = self.insert(link.name, kind, link.mac, mtu);
-        if matches!(link.kind, NewLinkKind::Tun) {
-            self.at(index, what)?.mac = None;
+        match link.kind {
+            NewLinkKind::Tun => self.at(index, what)?.mac = None,
+            NewLinkKind::Bridge | NewLinkKind::VlanBridge => {
+                let filtering = matches!(link.kind, NewLinkKind::VlanBridge);
+                self.at(index, what)?.vlans = Some(BridgeVlans { filtering, default: 1 });
+            }
+            _ => {}
         }
         if let NewLinkKind::Veth(peer) = &link.kind {
             self.add_peer(index, peer);
@@ -259,6 +271,7 @@ impl Route for FakeRoute {
                     check_mtu(Some(mtu), what)?;
                     link.mtu = mtu;
                 }
+                LinkChange::Promiscuous(on) => link.promiscuous = on,
                 LinkChange::Mac(mac) => link.mac = Some(mac),
                 LinkChange::Master(master) => {
                     if let Some(master) = master {
@@ -383,6 +396,23 @@ impl Route for FakeRoute {
         self.at(neighbour.device, what)?;
         let gone = self.neighbours.remove(&(neighbour.device, neighbour.address));
         gone.map(drop).ok_or_else(|| Error::refused(what, libc::ENOENT))
+    }
+
+    fn port_vlans(&mut self) -> Result<Vec<PortVlans>> {
+        self.step(format_args!("list VLANs"))?;
+        Ok(self.list_vlans())
+    }
+
+    fn add_port_vlans(&mut self, vlans: &PortVlans) -> Result<()> {
+        let what = format_args!("put link #{} into VLANs", vlans.device);
+        self.step(what)?;
+        self.put_vlans(vlans, what)
+    }
+
+    fn delete_port_vlans(&mut self, vlans: &PortVlans) -> Result<()> {
+        let what = format_args!("take link #{} out of VLANs", vlans.device);
+        self.step(what)?;
+        self.remove_vlans(vlans, what)
     }
 
     fn fdb(&mut self, device: Option<u32>) -> Result<Vec<FdbEntry>> {

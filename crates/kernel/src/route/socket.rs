@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{
-    Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, Route, RouteEntry, RouteFilter,
+    Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, PortVlans, Route, RouteEntry, RouteFilter,
     watch::{Removed, removed},
     wire::{self, Body},
 };
@@ -237,6 +237,24 @@ impl Route for RouteSocket {
         let Neighbour { address, device, .. } = neighbour;
         let what = format_args!("delete neighbour {address} on link #{device}");
         self.tell(libc::RTM_DELNEIGH, 0, &wire::neighbour(neighbour), what)
+    }
+
+    fn port_vlans(&mut self) -> Result<Vec<PortVlans>> {
+        let body = wire::bridge::get_vlans();
+        let ports = self.list(libc::RTM_GETLINK, &body, wire::bridge::read_vlans, format_args!("list VLANs"))?;
+        Ok(ports.into_iter().flatten().collect())
+    }
+
+    fn add_port_vlans(&mut self, vlans: &PortVlans) -> Result<()> {
+        let PortVlans { device, first, last, .. } = vlans;
+        let what = format_args!("put link #{device} into VLANs {first} to {last}");
+        self.tell(libc::RTM_SETLINK, 0, &wire::bridge::vlans(vlans), what)
+    }
+
+    fn delete_port_vlans(&mut self, vlans: &PortVlans) -> Result<()> {
+        let PortVlans { device, first, last, .. } = vlans;
+        let what = format_args!("take link #{device} out of VLANs {first} to {last}");
+        self.tell(libc::RTM_DELLINK, 0, &wire::bridge::vlans(vlans), what)
     }
 
     fn fdb(&mut self, device: Option<u32>) -> Result<Vec<FdbEntry>> {

@@ -1,5 +1,7 @@
 //! One suite for both implementations: the kernel is the judge of the fake.
 
+mod bridge;
+
 use std::{net::IpAddr, os::fd::AsFd, process::Command};
 
 use proptest::prelude::*;
@@ -366,28 +368,6 @@ fn a_veth_reaches_into_another_namespace() {
         inside.change_link(far.index, &[LinkChange::Netns(here.as_fd()), LinkChange::Name("back")]).unwrap();
         assert!(inside.link("eth0").unwrap().is_none());
         assert_eq!(outside.link("back").unwrap().unwrap().mac, Some(mac));
-    });
-}
-
-#[test]
-fn an_early_deletion_ends_with_the_link_gone() {
-    in_new_netns(|| {
-        let mut route = RouteSocket::open().unwrap();
-        let bridge =
-            route.create_link(&NewLink { up: true, ..NewLink::new("br0", NewLinkKind::Bridge) }).unwrap().index;
-        for round in 0..5 {
-            let (a, b) = pair(&mut route);
-            route.change_link(a, &[LinkChange::Master(Some(bridge))]).unwrap();
-            route.delete_link_early(if round % 2 == 0 { a } else { b }).unwrap();
-            assert_eq!((route.link("a").unwrap(), route.link("b").unwrap()), (None, None));
-            let left = route.routes(&RouteFilter::ALL).unwrap();
-            assert!(left.iter().all(|route| route.device != Some(a) && route.device != Some(b)), "{left:?}");
-            assert!(route.addresses(None).unwrap().iter().all(|address| ![a, b].contains(&address.device)));
-        }
-        assert_eq!(errno(route.delete_link_early(4711)), libc::ENODEV);
-        let lo = route.link("lo").unwrap().unwrap();
-        assert_eq!(errno(route.delete_link_early(lo.index)), libc::EOPNOTSUPP);
-        route.delete_link(bridge).unwrap();
     });
 }
 

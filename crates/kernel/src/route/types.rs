@@ -1,5 +1,6 @@
 //! What rtnetlink speaks of, as plain values. Devices are named by interface index, as in the kernel.
 
+mod bridge;
 mod link;
 
 use std::{
@@ -8,6 +9,7 @@ use std::{
     str::FromStr,
 };
 
+pub use bridge::{BridgeVlans, PortVlans};
 pub use link::{
     BridgePort, Ipip, IpvlanMode, Link, LinkChange, LinkKind, MacvlanMode, NewLink, NewLinkKind, Peer, Vxlan,
 };

@@ -3,6 +3,7 @@
 //! Decoding looks only at the attributes that the values hold: what a newer kernel, or a link of a kind that we have
 //! never seen, adds to a dump cannot make it unreadable.
 
+pub mod bridge;
 mod link;
 
 use std::net::IpAddr;

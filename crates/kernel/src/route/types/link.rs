@@ -3,7 +3,7 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use super::Mac;
+use super::{Mac, bridge::BridgeVlans};
 
 /// A network interface, as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub struct Link {
     pub peer_netns_id: Option<i32>,
     /// Its settings as a bridge port, when its master is a bridge.
     pub port: Option<BridgePort>,
+    /// What it does with VLAN tags, when it is a bridge.
+    pub vlans: Option<BridgeVlans>,
+    /// Takes every frame, whomever it is for (IFF_PROMISC), because somebody said so: as a bridge's port it does anyway.
+    pub promiscuous: bool,
 }
 
 /// What a link is.
@@ -173,6 +177,8 @@ impl<'a> NewLink<'a> {
 pub enum NewLinkKind<'a> {
     /// An Ethernet bridge.
     Bridge,
+    /// An Ethernet bridge that keeps VLANs apart ([`BridgeVlans`]). The kernel needs `CONFIG_BRIDGE_VLAN_FILTERING`.
+    VlanBridge,
     /// A veth pair, with its other end.
     Veth(Peer<'a>),
     /// A VXLAN tunnel end point.
@@ -212,7 +218,7 @@ impl NewLinkKind<'_> {
     /// The kernel's name of the kind.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Bridge => "bridge",
+            Self::Bridge | Self::VlanBridge => "bridge",
             Self::Veth(_) => "veth",
             Self::Vxlan(_) => "vxlan",
             Self::Dummy => "dummy",
@@ -230,6 +236,7 @@ impl NewLinkKind<'_> {
         match self {
             Self::Macvlan { lower, .. } | Self::Ipvlan { lower, .. } | Self::Vlan { lower, .. } => Some(*lower),
             Self::Bridge
+            | Self::VlanBridge
             | Self::Veth(_)
             | Self::Vxlan(_)
             | Self::Dummy
@@ -270,6 +277,8 @@ pub enum LinkChange<'a> {
     Alias(&'a str),
     /// Move it into another network namespace. It arrives down and without addresses.
     Netns(BorrowedFd<'a>),
+    /// Have it take every frame, whomever it is for.
+    Promiscuous(bool),
     /// (bridge port) Let frames leave by the port that they came in by.
     Hairpin(bool),
     /// (bridge port) Learn addresses from received frames.

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use super::{Body, read_flag, read_ip, read_text};
+use super::{Body, bridge, read_flag, read_ip, read_text};
 use crate::{
     netlink::{attributes, u16_at, u32_at},
     route::types::{
@@ -41,9 +41,10 @@ mod kind {
 
 const UP: u32 = libc::IFF_UP as u32;
 const RUNNING: u32 = libc::IFF_RUNNING as u32;
+const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;
 
 /// `struct ifinfomsg`.
-fn link_header(index: u32, flags: u32, change: u32) -> Body {
+pub(super) fn link_header(index: u32, flags: u32, change: u32) -> Body {
     let mut body = Body(vec![0; 4]);
     for word in [index, flags, change] {
         body.0.extend_from_slice(&word.to_ne_bytes());
@@ -94,6 +95,7 @@ pub fn new_link(link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Body {
 
 fn link_data(data: &mut Body, kind: &NewLinkKind<'_>) {
     match kind {
+        NewLinkKind::VlanBridge => bridge::filtering(data),
         NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard | NewLinkKind::Tun => {}
         NewLinkKind::Veth(peer) => _ = data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0),
         NewLinkKind::Vxlan(vxlan) => vxlan_data(data, vxlan),
@@ -177,10 +179,15 @@ fn vxlan_data(data: &mut Body, vxlan: &Vxlan) {
 /// RTM_SETLINK with every change that is not one of a bridge port.
 pub fn change_link(index: u32, changes: &[LinkChange<'_>]) -> Option<Body> {
     let (mut flags, mut mask) = (0, 0);
+    let mut set = |flag: u32, on: bool| {
+        mask |= flag;
+        flags = if on { flags | flag } else { flags & !flag };
+    };
     let mut rest = Body::default();
     for change in changes {
         match *change {
-            LinkChange::Up(up) => (flags, mask) = (if up { UP } else { 0 }, UP),
+            LinkChange::Up(up) => set(UP, up),
+            LinkChange::Promiscuous(on) => set(PROMISCUOUS, on),
             LinkChange::Mtu(mtu) => link_basics(&mut rest, None, Some(mtu)),
             LinkChange::Mac(mac) => link_basics(&mut rest, Some(mac), None),
             LinkChange::Master(master) => _ = rest.u32(libc::IFLA_MASTER, master.unwrap_or(0)),
@@ -238,6 +245,8 @@ pub fn read_link(payload: &[u8]) -> Option<Link> {
         peer_index: None,
         peer_netns_id: None,
         port: None,
+        vlans: None,
+        promiscuous: flags & PROMISCUOUS != 0,
     };
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
@@ -248,14 +257,14 @@ pub fn read_link(payload: &[u8]) -> Option<Link> {
             libc::IFLA_IFALIAS => link.alias = Some(read_text(value)),
             libc::IFLA_LINK => link.peer_index = u32_at(value, 0).filter(|index| *index != 0),
             libc::IFLA_LINK_NETNSID => link.peer_netns_id = u32_at(value, 0).map(|id| id as i32),
-            libc::IFLA_LINKINFO => (link.kind, link.port) = read_link_info(value),
+            libc::IFLA_LINKINFO => read_link_info(&mut link, value),
             _ => {}
         }
     }
     Some(link)
 }
 
-fn read_link_info(info: &[u8]) -> (LinkKind, Option<BridgePort>) {
+fn read_link_info(link: &mut Link, info: &[u8]) {
     let (mut name, mut data, mut port_kind, mut port) = (String::new(), None, String::new(), None);
     for (kind, value) in attributes(info) {
         match kind {
@@ -266,7 +275,9 @@ fn read_link_info(info: &[u8]) -> (LinkKind, Option<BridgePort>) {
             _ => {}
         }
     }
-    let kind = match (name.as_str(), data) {
+    link.vlans = data.filter(|_| name == "bridge").map(bridge::read_bridge);
+    link.port = port.filter(|_| port_kind == "bridge");
+    link.kind = match (name.as_str(), data) {
         ("bridge", _) => LinkKind::Bridge,
         ("veth", _) => LinkKind::Veth,
         ("dummy", _) => LinkKind::Dummy,
@@ -275,7 +286,6 @@ fn read_link_info(info: &[u8]) -> (LinkKind, Option<BridgePort>) {
         (_, Some(data)) => read_kind(&name, data).unwrap_or(LinkKind::Other(name)),
         (_, None) => LinkKind::Other(name),
     };
-    (kind, port.filter(|_| port_kind == "bridge"))
 }
 
 /// The kinds that have few settings.
