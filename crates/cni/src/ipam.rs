@@ -13,6 +13,16 @@ pub struct Ipam {
 }
 
 impl Ipam {
+    /// The one of `call`, for teardown: whatever has become of the rest of the configuration.
+    pub fn of(call: &Call) -> Result<Self> {
+        #[derive(Deserialize, Default)]
+        struct Whole {
+            #[serde(default)]
+            ipam: Ipam,
+        }
+        Ok(call.config::<Whole>()?.ipam)
+    }
+
     /// Whether there is such a plugin; without one the container gets no address.
     pub fn is_set(&self) -> bool {
         !self.kind.is_empty()

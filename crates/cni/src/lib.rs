@@ -17,6 +17,7 @@ mod result;
 pub mod runtime;
 #[cfg(test)]
 mod test_support;
+mod upper;
 mod version;
 
 pub use call::{Call, Verb};

@@ -3,8 +3,12 @@
 mod bridge;
 mod flannel;
 mod host_local;
+mod ipvlan;
 mod loopback;
+mod macvlan;
 mod portmap;
+mod static_ipam;
+mod vlan;
 
 use crate::{Call, CniResult, Result, Verb};
 
@@ -41,12 +45,16 @@ pub trait Plugin: Sync {
     fn status(&self, call: &Call) -> Result<()>;
 }
 
-const TABLE: [(&str, &dyn Plugin); 5] = [
+const TABLE: [(&str, &dyn Plugin); 9] = [
     ("bridge", &bridge::Bridge),
     ("flannel", &flannel::Flannel),
     ("host-local", &host_local::HostLocal),
+    ("ipvlan", &ipvlan::IPVLAN),
     ("loopback", &loopback::Loopback),
+    ("macvlan", &macvlan::MACVLAN),
     ("portmap", &portmap::Portmap),
+    ("static", &static_ipam::Static),
+    ("vlan", &vlan::VLAN),
 ];
 
 /// The names of all plugins, in order: what an installer links to `podwire-cni` in `/opt/cni/bin`.

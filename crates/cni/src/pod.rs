@@ -59,6 +59,17 @@ pub fn configure(
     interface(call, pod)
 }
 
+/// Lets the container's interface tell its neighbours when it comes up: whoever knew its addresses' last holder learns of
+/// the new one. Best effort.
+pub fn announce(namespace: &Namespace, name: &str) -> Result<()> {
+    namespace.run(|| {
+        for key in [format!("net/ipv4/conf/{name}/arp_notify"), format!("net/ipv6/conf/{name}/ndisc_notify")] {
+            _ = ProcSys.ensure(&key, "1");
+        }
+        Ok(())
+    })
+}
+
 /// (CHECK) What ADD reported must be there; more may be. Returns the container's interface for further looks.
 ///
 /// # Errors
@@ -74,6 +85,12 @@ pub fn check(call: &Call, previous: &CniResult) -> Result<Link> {
     }
     let is_ours = |interface: &Interface| interface.sandbox.is_some() && interface.name == link.name;
     let reported = previous.interfaces.iter().position(is_ours);
+    let mac = reported.and_then(|at| previous.interfaces[at].mac.as_ref());
+    if let (Some(wanted), Some(actual)) = (mac, link.mac)
+        && !wanted.eq_ignore_ascii_case(&actual.to_string())
+    {
+        return missing(format!("{} has MAC address {actual}, not {wanted}", call.ifname));
+    }
     let addresses = pod.addresses(Some(link.index))?;
     for ip in previous.ips.iter().filter(|ip| ip.interface.is_none() || ip.interface == reported) {
         if !addresses.iter().any(|address| address.net == ip.address) {
@@ -92,10 +109,10 @@ pub fn check(call: &Call, previous: &CniResult) -> Result<Link> {
     Ok(link)
 }
 
-/// (DEL) Deletes the container's interface, if the container is there and has it.
-pub fn remove(call: &Call) -> Result<()> {
+/// (DEL) Deletes the interface called `name`, if the container is there and has it.
+pub fn remove(call: &Call, name: &str) -> Result<()> {
     let Some(mut pod) = call.open_pod_if_there()? else { return Ok(()) };
-    match pod.link(&call.ifname)? {
+    match pod.link(name)? {
         Some(link) => Ok(pod.delete_link_early(link.index).or_gone()?),
         None => Ok(()),
     }

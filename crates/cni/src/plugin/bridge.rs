@@ -32,7 +32,7 @@ impl Plugin for Bridge {
             RouteSocket::open()
                 .map_err(Error::from)
                 .and_then(|mut host| mark::remove(&mut host, call, &host_name(call))),
-            pod::remove(call),
+            pod::remove(call, &call.ifname),
             config.ipam.call(call, Verb::Del).map(drop),
         ])
     }

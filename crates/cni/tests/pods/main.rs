@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod portmap;
+mod static_ipam;
 mod support;
+mod upper;
 
 use std::{fs, os::fd::AsFd, process::Command};
 
 use podwire_cni::{
-    CniResult,
+    CniResult, PLUGINS,
     runtime::{Attachment, NetworkConfig, Runtime},
 };
 use podwire_kernel::{
@@ -267,8 +269,7 @@ fn the_program_says_what_it_is() {
     assert!(!output.status.success());
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["code"], 4);
-    let plugins = "bridge, flannel, host-local, loopback, portmap";
-    assert!(report["msg"].as_str().unwrap().contains(plugins), "{report}");
+    assert!(report["msg"].as_str().unwrap().contains(&PLUGINS.join(", ")), "{report}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use podwire_cni::{
 };
 use podwire_kernel::{
     ns::Namespace,
-    route::{Route, RouteSocket},
+    route::{NewLink, NewLinkKind, Peer, Route, RouteSocket},
 };
 use serde_json::{Value, json};
 
@@ -77,6 +77,18 @@ impl Node {
         NetworkConfig::from_json(list.to_string().as_bytes(), "test").unwrap()
     }
 
+    /// A network of one plugin.
+    pub fn network(&self, plugin: Value) -> NetworkConfig {
+        let list = json!({"name": "net", "cniVersion": "1.1.0", "plugins": [plugin]});
+        NetworkConfig::from_json(list.to_string().as_bytes(), "test").unwrap()
+    }
+
+    /// An `ipam` with leases of 10.1.0.0/24.
+    pub fn ipam(&self) -> Value {
+        let range = json!({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10"});
+        json!({"type": "host-local", "ranges": [[range]], "dataDir": self.folder.join("networks")})
+    }
+
     /// The addresses that are taken.
     pub fn leases(&self, network: &str) -> Vec<String> {
         let entries = fs::read_dir(self.folder.join("networks").join(network)).into_iter().flatten().flatten();
@@ -115,6 +127,28 @@ impl Pod {
     }
 }
 
+/// Gives the node an `eth0` with a cable to another machine, which has 10.1.0.1/24 and fd01::1/64 on its `eth0`.
+pub fn cabled() -> Pod {
+    let outside = Pod::new("outside");
+    let netns = Some(outside.namespace.as_fd());
+    let peer = Peer { name: "eth0", mac: None, mtu: None, netns };
+    let near = NewLink { up: true, ..NewLink::new("eth0", NewLinkKind::Veth(peer)) };
+    RouteSocket::open().unwrap().create_link(&near).unwrap();
+    outside.run("ip address add 10.1.0.1/24 dev eth0");
+    outside.run("ip address add fd01::1/64 dev eth0 nodad");
+    outside.run("ip link set eth0 up");
+    outside
+}
+
+/// For tests of what the netns tier's kernel lacks: whether this is the vm tier, whose kernel must have it.
+pub fn in_the_machine() -> bool {
+    let in_the_machine = env::var_os("PODWIRE_TIER").is_some_and(|tier| tier == "vm");
+    if !in_the_machine {
+        eprintln!("left to the vm tier: cargo xtask test vm cni");
+    }
+    in_the_machine
+}
+
 pub fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
     let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
@@ -149,11 +183,13 @@ pub fn code(result: Result<impl std::fmt::Debug, Error>) -> u32 {
 /// Executes one plugin.
 pub fn call(node: &Node, plugin: &str, verb: &str, attachment: &Attachment, config: &Value) -> (Value, bool) {
     let bin = &node.runtime.bin_dirs[0];
+    let args: Vec<String> = attachment.args.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut child = Command::new(bin.join(plugin))
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", &attachment.container_id)
         .env("CNI_NETNS", attachment.netns.as_deref().unwrap_or("".as_ref()))
         .env("CNI_IFNAME", &attachment.ifname)
+        .env("CNI_ARGS", args.join(";"))
         .env("CNI_PATH", bin)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -223,7 +223,7 @@ impl Route for FakeRoute {
             NewLinkKind::Dummy => (LinkKind::Dummy, link.mtu),
             NewLinkKind::Wireguard => (LinkKind::Wireguard, link.mtu.or(Some(1420))),
             NewLinkKind::Tun => (LinkKind::Tun, link.mtu),
-            NewLinkKind::Macvlan { mode, lower } => (LinkKind::Macvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
+            NewLinkKind::Macvlan { mode, lower, .. } => (LinkKind::Macvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
             NewLinkKind::Ipvlan { mode, lower } => (LinkKind::Ipvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
             NewLinkKind::Vlan { id, lower } => (LinkKind::Vlan(*id), link.mtu.or(self.mtu_of(*lower))),
             NewLinkKind::Ipip(ipip) => {

@@ -166,6 +166,10 @@ fn addresses_bring_their_network_and_take_it_along() {
     });
 }
 
+fn macvlan(lower: u32, mode: MacvlanMode) -> NewLinkKind<'static> {
+    NewLinkKind::Macvlan { lower, mode, broadcast_queue: Some(50) }
+}
+
 /// Kinds that stand on another device, or are tunnels without a fixed end. The kernel of the netns tier has only macvlan;
 /// the vm tier's has all.
 #[test]
@@ -174,8 +178,8 @@ fn links_upon_links_are_made_and_read_back() {
         let (a, _) = pair(route);
         let ipip = Ipip { local: "10.1.0.1".parse().unwrap(), device: Some(a) };
         let rows = [
-            (NewLinkKind::Macvlan { lower: a, mode: MacvlanMode::Bridge }, LinkKind::Macvlan(MacvlanMode::Bridge)),
-            (NewLinkKind::Macvlan { lower: a, mode: MacvlanMode::Private }, LinkKind::Macvlan(MacvlanMode::Private)),
+            (macvlan(a, MacvlanMode::Bridge), LinkKind::Macvlan(MacvlanMode::Bridge)),
+            (macvlan(a, MacvlanMode::Private), LinkKind::Macvlan(MacvlanMode::Private)),
             (NewLinkKind::Ipvlan { lower: a, mode: IpvlanMode::L3s }, LinkKind::Ipvlan(IpvlanMode::L3s)),
             (NewLinkKind::Vlan { lower: a, id: 42 }, LinkKind::Vlan(42)),
             (NewLinkKind::Ipip(ipip), LinkKind::Ipip(ipip)),
@@ -193,7 +197,7 @@ fn links_upon_links_are_made_and_read_back() {
             assert!(lower.is_none() || link.peer_index == lower, "{link:?}");
             route.delete_link(link.index).unwrap();
         }
-        let lost = NewLinkKind::Macvlan { lower: 4711, mode: MacvlanMode::Bridge };
+        let lost = macvlan(4711, MacvlanMode::Bridge);
         assert_eq!(errno(route.create_link(&NewLink::new("over", lost))), libc::ENODEV);
     });
 }

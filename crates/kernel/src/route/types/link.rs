@@ -191,6 +191,8 @@ pub enum NewLinkKind<'a> {
         lower: u32,
         /// Whom it can talk to.
         mode: MacvlanMode,
+        /// How many broadcast packets may wait on the device below, for all its macvlans (Linux 5.11); 1000 otherwise.
+        broadcast_queue: Option<u32>,
     },
     /// An interface that shares the MAC address of the device with index `lower`. The kernel needs the module `ipvlan`.
     Ipvlan {

@@ -25,6 +25,7 @@ mod kind {
     pub const VXLAN_LOCAL6: u16 = 17;
     pub const VXLAN_GBP: u16 = 23;
     pub const MACVLAN_MODE: u16 = 1;
+    pub const MACVLAN_BC_QUEUE_LEN: u16 = 7;
     pub const IPVLAN_MODE: u16 = 1;
     pub const VLAN_ID: u16 = 1;
     pub const TUN_TYPE: u16 = 3;
@@ -99,7 +100,12 @@ fn link_data(data: &mut Body, kind: &NewLinkKind<'_>) {
         NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard | NewLinkKind::Tun => {}
         NewLinkKind::Veth(peer) => _ = data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0),
         NewLinkKind::Vxlan(vxlan) => vxlan_data(data, vxlan),
-        NewLinkKind::Macvlan { mode, .. } => _ = data.u32(kind::MACVLAN_MODE, macvlan_number(*mode)),
+        NewLinkKind::Macvlan { mode, broadcast_queue, .. } => {
+            data.u32(kind::MACVLAN_MODE, macvlan_number(*mode));
+            if let Some(length) = broadcast_queue {
+                data.u32(kind::MACVLAN_BC_QUEUE_LEN, *length);
+            }
+        }
         NewLinkKind::Ipvlan { mode, .. } => {
             _ = data.attribute(kind::IPVLAN_MODE, &ipvlan_number(*mode).to_ne_bytes());
         }
