@@ -62,7 +62,7 @@ pub fn configure(
 /// Lets the container's interface tell its neighbours when it comes up: whoever knew its addresses' last holder learns of
 /// the new one. Best effort.
 pub fn announce(namespace: &Namespace, name: &str) -> Result<()> {
-    namespace.run(|| {
+    namespace.visit(|| {
         for key in [format!("net/ipv4/conf/{name}/arp_notify"), format!("net/ipv6/conf/{name}/ndisc_notify")] {
             _ = ProcSys.ensure(&key, "1");
         }
