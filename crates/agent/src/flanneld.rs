@@ -13,7 +13,7 @@ use podwire_k8s::{
     kube::{Api, runtime::watcher},
 };
 use podwire_kernel::{
-    nftables::{self, Nftables},
+    nftables,
     route::{Removed, RouteSocket},
     sysctl::{ProcSys, Sysctl},
 };
@@ -36,7 +36,7 @@ mod healthz;
 mod links;
 mod publish;
 
-pub use args::Args;
+pub use args::{Args, ENVIRONMENT};
 use links::Removals;
 
 /// Runs until SIGTERM or SIGINT. The data path stays as it is then: pods keep talking, and the next run takes it over.
@@ -325,7 +325,7 @@ fn program_rules(args: &Args, site: &Site) -> anyhow::Result<()> {
         fully_random: !args.ip_masq_fully_random_disable,
         forward: args.iptables_forward_rules,
     };
-    nftables::Kernel::open()?.commit(&masquerade::rules(site.network, site.subnet, options))?;
+    masquerade::rules(site.network, site.subnet, options).ensure(&mut nftables::Kernel::open()?)?;
     ProcSys.ensure("net/ipv4/ip_forward", "1")?;
     Ok(())
 }

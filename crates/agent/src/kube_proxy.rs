@@ -14,12 +14,14 @@ use podwire_proxy::mode::MODES;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::daemon::Stop;
+use crate::{
+    daemon::Stop,
+    events::{self, Recorder},
+};
 
 mod args;
 mod config;
 mod duration;
-mod events;
 mod feed;
 mod health_checks;
 mod metrics;
@@ -34,7 +36,6 @@ mod worker;
 pub use args::Args;
 use args::Values;
 use config::{Config, DetectLocal, Source};
-use events::Recorder;
 use metrics::Metrics;
 use pages::{Pages, State};
 use switch::Switch;
@@ -73,7 +74,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     system::set_oom_score_adj(config.fixed.oom_score_adj);
     let client = Client::connect(config.fixed.kubeconfig.as_deref(), args.master.as_deref()).await?;
-    tokio::spawn(events::send(client.clone(), reports));
+    tokio::spawn(events::send(client.clone(), "kube-proxy", reports));
     serve(&source, config, &node, (&client, recorder)).await
 }
 

@@ -10,5 +10,8 @@ pub mod flanneld;
 pub mod kube_proxy;
 
 mod daemon;
+mod events;
+mod file_watch;
 mod http;
+mod metrics;
 mod update;

@@ -5,6 +5,7 @@
 
 pub mod conntrack;
 mod error;
+pub mod ethtool;
 pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
@@ -12,6 +13,7 @@ pub mod mount;
 pub mod netlink;
 pub mod nftables;
 pub mod ns;
+pub mod path;
 pub mod process;
 pub mod route;
 pub mod socket;

@@ -3,6 +3,7 @@
 mod lint;
 
 use std::{
+    ffi::OsString,
     future::Future,
     io::IsTerminal,
     process::{ExitCode, Termination},
@@ -42,7 +43,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(flags::with_double_dashes(std::env::args_os()));
+    let cli = Cli::parse_from(arguments());
     log(match &cli.command {
         Command::KubeProxy(args) => args.v.unwrap_or_default(),
         _ => 0,
@@ -61,6 +62,17 @@ fn main() -> ExitCode {
         eprintln!("podwire: {error:#}");
         ExitCode::FAILURE.report()
     })
+}
+
+/// The command line; for flanneld with what the environment says in place of flags.
+fn arguments() -> Vec<OsString> {
+    let args = flags::with_double_dashes(std::env::args_os());
+    match args.get(1) {
+        Some(command) if command == "flanneld" => {
+            flags::with_environment::<flanneld::Args>(args, flanneld::ENVIRONMENT, |name| std::env::var_os(name))
+        }
+        _ => args,
+    }
 }
 
 /// Runs an agent to its end on a runtime of its own.

@@ -6,6 +6,9 @@ use std::{
 use clap::ArgAction::Set;
 use podwire_overlay::lease;
 
+/// The variable of a flag begins so: `--ip-masq` is `FLANNELD_IP_MASQ`.
+pub const ENVIRONMENT: &str = "FLANNELD";
+
 /// flanneld's flags, by flanneld's names. Switches are read as Go reads them: `--name`, `--name=true`, `--name=false`.
 #[derive(Debug, clap::Args)]
 pub struct Args {

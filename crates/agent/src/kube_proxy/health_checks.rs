@@ -12,12 +12,11 @@ use serde_json::json;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 use tracing::{info, warn};
 
-use super::{
-    State,
+use super::{State, settings};
+use crate::{
     events::{About, Recorder},
-    settings,
+    http::{self, Page},
 };
-use crate::http::{self, Page};
 
 /// How long to wait before a port that is taken is tried again.
 const PAUSE: Duration = Duration::from_secs(2);

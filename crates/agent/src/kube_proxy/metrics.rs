@@ -2,31 +2,21 @@
 //! one go, so there is no label `ip_family`.
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use prometheus_client::{
-    encoding::text::encode,
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
-    registry::{Metric, Registry},
-};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
-/// Counts by one label.
-pub type Counters = Family<[(&'static str, &'static str); 1], Counter>;
-/// Values by one label.
-pub type Gauges = Family<[(&'static str, &'static str); 1], Gauge>;
+use crate::metrics::{Counters, Gauges, Make, Registered};
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// The metrics; cheap to clone, all clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    registry: Arc<Registry>,
+    /// All of them.
+    pub registry: Registered,
     syncs: Histogram,
     full_syncs: Histogram,
     partial_syncs: Histogram,
@@ -72,41 +62,18 @@ pub struct Metrics {
     pub health_check_failures: Gauge,
 }
 
-/// Registers metrics while making them.
-struct Make(Registry);
-
-impl Make {
-    fn put<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
-        self.0.register(name, help, metric.clone());
-        metric
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> Counter {
-        self.put(name, help, Counter::default())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
-        self.put(name, help, Gauge::default())
-    }
-
-    /// kube-proxy's buckets: from 1 ms, doubling.
-    fn histogram(&mut self, name: &str, help: &str) -> Histogram {
-        self.put(name, help, Histogram::new(exponential_buckets(0.001, 2.0, 15)))
-    }
-}
-
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let mut make = Make(Registry::default());
+        let mut make = Make::default();
         let rules = |name: &str| format!("kubeproxy_sync_proxy_rules_{name}");
         let mut metrics = Self {
-            registry: Arc::default(),
-            syncs: make.histogram(&rules("duration_seconds"), "Time to bring the rules up to date"),
+            registry: Registered::default(),
+            syncs: make.seconds(&rules("duration_seconds"), "Time to bring the rules up to date"),
             full_syncs: make
-                .histogram("kubeproxy_sync_full_proxy_rules_duration_seconds", "Time to compare and write all rules"),
+                .seconds("kubeproxy_sync_full_proxy_rules_duration_seconds", "Time to compare and write all rules"),
             partial_syncs: make
-                .histogram("kubeproxy_sync_partial_proxy_rules_duration_seconds", "Time to write what changed"),
+                .seconds("kubeproxy_sync_partial_proxy_rules_duration_seconds", "Time to write what changed"),
             last_sync: make.put(
                 &rules("last_timestamp_seconds"),
                 "When the rules were last brought up to date",
@@ -138,7 +105,7 @@ impl Metrics {
             healthz: make.put("kubeproxy_proxy_healthz", "Answers at /healthz", Counters::default()),
             livez: make.put("kubeproxy_proxy_livez", "Answers at /livez", Counters::default()),
             conntrack_syncs: make
-                .histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time to delete stale UDP flows"),
+                .seconds("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time to delete stale UDP flows"),
             flow_deletions: make
                 .counter("kubeproxy_conntrack_reconciler_deleted_entries", "Requests to delete stale UDP flows"),
             disturbances: make.counter("podwire_proxy_disturbances", "Times that somebody else changed the rules"),
@@ -154,7 +121,7 @@ impl Metrics {
         for code in ["200", "503"] {
             drop((metrics.healthz.get_or_create(&[("code", code)]), metrics.livez.get_or_create(&[("code", code)])));
         }
-        metrics.registry = Arc::new(make.0);
+        metrics.registry = make.done();
         metrics
     }
 
@@ -171,14 +138,6 @@ impl Metrics {
         self.last_sync.set(now());
         self.service_changes_pending.set(0);
         self.endpoint_changes_pending.set(0);
-    }
-
-    /// All metrics as OpenMetrics text.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String does not fail.
-        encode(&mut text, &self.registry).unwrap_or_default();
-        text
     }
 }
 
@@ -205,7 +164,7 @@ mod tests {
         metrics.service_changes.inc();
         metrics.healthz.get_or_create(&[("code", "503")]).inc();
         metrics.no_local_endpoints.get_or_create(&[("traffic_policy", "external")]).set(2);
-        let text = metrics.text();
+        let text = metrics.registry.text();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count 2",
             "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1",

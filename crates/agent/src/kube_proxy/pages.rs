@@ -123,10 +123,7 @@ fn answer(path: &str, pages: Pages, state: &State) -> Page {
         (Pages::Health, "/livez") => health(state, false),
         (Pages::Metrics, "/healthz") => http::text(StatusCode::OK, "ok"),
         (Pages::Metrics, "/proxyMode") => http::text(StatusCode::OK, state.sync().mode),
-        (Pages::Metrics, "/metrics") => {
-            let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            http::page(StatusCode::OK, openmetrics, state.metrics.text())
-        }
+        (Pages::Metrics, "/metrics") => state.metrics.registry.page(),
         _ => http::text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }
@@ -185,7 +182,7 @@ mod tests {
         state.node_is_deleting(true);
         assert_eq!((status("/healthz"), status("/livez")), (503, 200));
         assert!(state.is_healthy(), "health checks of Services do not ask whether the node stays");
-        let text = state.metrics.text();
+        let text = state.metrics.registry.text();
         assert!(text.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2"), "{text}");
     }
 

@@ -1,33 +1,24 @@
 //! Watches the configuration file.
 
-use std::{fs, path::PathBuf, sync::mpsc, time::Duration};
+use std::{path::PathBuf, sync::mpsc};
 
-use tokio::time;
 use tracing::{error, info, warn};
 
 use super::{
     State,
     config::{Config, Source},
-    events::Recorder,
     worker::Input,
 };
-
-/// How often to read the file. It is small, and a mounted ConfigMap changes by a swap of links that is easily missed by
-/// watches of the file itself.
-const INTERVAL: Duration = Duration::from_secs(1);
+use crate::{events::Recorder, file_watch::FileWatch};
 
 /// A change of the file that is not usable leaves all as it is, and is told.
 pub async fn watch(path: PathBuf, running: Config, inputs: mpsc::Sender<Input>, (state, recorder): (State, Recorder)) {
     let mut running = running;
-    let mut known = fs::read(&path).ok();
+    let mut file = FileWatch::new(path);
     loop {
-        time::sleep(INTERVAL).await;
-        let found = fs::read(&path).ok();
-        if found == known {
-            continue;
-        }
-        known = found;
-        match Source::File(path.clone()).read() {
+        // Read once more, with the words of the first time for what is wrong.
+        drop(file.changed().await);
+        match Source::File(file.path().to_owned()).read() {
             Ok(config) => {
                 if config.fixed != running.fixed {
                     warn!(

@@ -13,7 +13,8 @@ use podwire_proxy::{
 };
 use tracing::{error, info, warn};
 
-use super::{State, events::Recorder, settings::Wanted};
+use super::{State, settings::Wanted};
+use crate::events::Recorder;
 
 /// What serves in place of a mode that the kernel cannot do.
 const FALLBACKS: [(&str, &str); 1] = [("ipvs", "iptables")];

@@ -16,16 +16,12 @@ use podwire_proxy::{Tracker, mode::Applied, plan::Me};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::{
-    State,
-    config::Config,
+use super::{State, config::Config, health_checks, settings::Wanted, switch::Switch, system};
+use crate::{
+    daemon::Retry,
     events::{About, Recorder},
-    health_checks,
-    settings::Wanted,
-    switch::Switch,
-    system,
+    update::Update,
 };
-use crate::{daemon::Retry, update::Update};
 
 /// How long after a change what it left unused is removed.
 const TIDY_PAUSE: Duration = Duration::from_secs(1);

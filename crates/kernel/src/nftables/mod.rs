@@ -24,6 +24,7 @@ mod batch;
 mod compare;
 mod decode;
 mod encode;
+mod ensure;
 mod expr;
 mod fake;
 mod object;

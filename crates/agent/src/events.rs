@@ -42,10 +42,14 @@ pub struct About {
     pub object: ObjectName,
 }
 
+/// A warning on its way.
 #[derive(Debug)]
 pub struct Report {
+    /// Its object.
     pub about: About,
+    /// A word in CamelCase.
     pub reason: &'static str,
+    /// For people.
     pub message: String,
 }
 
@@ -76,10 +80,11 @@ impl Recorder {
     }
 }
 
-/// Sends what is recorded, until every recorder is gone. What cannot be sent is dropped: the log has it.
-pub async fn send(client: Client, mut reports: mpsc::Receiver<Report>) {
+/// Sends what is recorded in the name of `controller`, until every recorder is gone. What cannot be sent is dropped: the
+/// log has it.
+pub async fn send(client: Client, controller: &'static str, mut reports: mpsc::Receiver<Report>) {
     let mut limit = Limit::new(Instant::now());
-    let reporter = Reporter { controller: "kube-proxy".into(), instance: std::env::var("HOSTNAME").ok() };
+    let reporter = Reporter { controller: controller.into(), instance: std::env::var("HOSTNAME").ok() };
     let recorder = events::Recorder::new(client.kube(), reporter);
     while let Some(report) = reports.recv().await {
         if !limit.admits(&report, Instant::now()) {
