@@ -250,6 +250,7 @@ impl Daemon {
             subnet,
             public_ip: overwrite.or(self.args.public_ip.map(Into::into)).unwrap_or(uplink.address),
             published: self.leases.get(&self.name).cloned(),
+            prepared: None,
             uplink,
         };
         let Uplink { name, address, .. } = &site.uplink;

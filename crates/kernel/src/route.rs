@@ -16,9 +16,11 @@ pub use fake::FakeRoute;
 pub use socket::RouteSocket;
 pub(crate) use socket::check_name;
 pub use types::*;
-pub use watch::{AddressWatch, RemovalWatch, Removed};
+pub use watch::{AddressWatch, Change, ChangeWatch, RemovalWatch, Removed};
 
-use crate::Result;
+use std::net::IpAddr;
+
+use crate::{Error, Result};
 
 /// What can be asked of one network namespace.
 ///
@@ -161,4 +163,28 @@ pub trait Route: Send {
     /// # Errors
     /// ENOENT when there is none; ENODEV for a missing link.
     fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<()>;
+
+    /// Where packets to each of `addresses` would go now, in their order; `None` for one that no route leads to.
+    ///
+    /// # Errors
+    /// The kernel refused the question itself.
+    fn next_hops(&mut self, addresses: &[IpAddr]) -> Result<Vec<Option<NextHop>>>;
+
+    /// Makes `edits` in order, whether or not some of them are refused. Returns the refused ones by position.
+    ///
+    /// # Errors
+    /// It is not known which of them were made.
+    fn edit(&mut self, edits: &[Edit]) -> Result<Vec<(usize, Error)>> {
+        let one = |edit: &Edit| match edit {
+            Edit::AddAddress(address) => self.add_address(address),
+            Edit::DeleteAddress(address) => self.delete_address(address),
+            Edit::ReplaceRoute(route) => self.replace_route(route),
+            Edit::DeleteRoute(route) => self.delete_route(route),
+            Edit::ReplaceNeighbour(neighbour) => self.replace_neighbour(neighbour),
+            Edit::DeleteNeighbour(neighbour) => self.delete_neighbour(neighbour),
+            Edit::ReplaceFdb(entry) => self.replace_fdb(entry),
+            Edit::DeleteFdb(entry) => self.delete_fdb(entry),
+        };
+        Ok(edits.iter().map(one).enumerate().filter_map(|(at, result)| Some((at, result.err()?))).collect())
+    }
 }

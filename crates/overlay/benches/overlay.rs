@@ -18,7 +18,7 @@ use podwire_kernel::{
 use podwire_model::Lease;
 use podwire_overlay::{
     Overlay, Site, Uplink, config,
-    plan::{self, Entry},
+    plan::{self, Entry, Peer},
 };
 use podwire_testkit::bench::{Measured, percentile};
 
@@ -76,6 +76,7 @@ fn site(n: u16, index: u32) -> Result<Site> {
         uplink: Uplink { name: "eth0".into(), index, mtu: 1500, address },
         public_ip: address,
         published: None,
+        prepared: None,
     })
 }
 
@@ -127,10 +128,12 @@ fn podwire() -> Result<[Duration; 3]> {
 fn iproute2() -> Result<Duration> {
     let backend = config::parse(NET_CONF)?.backend;
     let (mut ip, mut bridge) = (String::new(), String::new());
-    for entry in plan::whole(backend.as_ref(), &me()?, &leases()?).into_values() {
+    let leases = leases()?;
+    let peers = leases.iter().map(|lease| Peer { lease, path: None });
+    for entry in plan::whole(backend.as_ref(), &me()?, peers).into_values() {
         match entry {
             Entry::Tunnel(tunnel) => {
-                let (device, mac) = (tunnel.device, tunnel.mac);
+                let (device, mac) = (tunnel.device, tunnel.mac.ok_or("a vxlan device has a MAC address")?);
                 writeln!(ip, "link add {device} address {mac} type vxlan id 1 local 172.25.2.1 dev eth0 dstport 8472")?;
                 writeln!(ip, "link set {device} up")?;
             }
@@ -141,9 +144,11 @@ fn iproute2() -> Result<Duration> {
             Entry::Fdb { device, mac, remote } => {
                 writeln!(bridge, "fdb replace {mac} dst {remote} dev {device} self permanent")?;
             }
-            Entry::Route { device, destination, gateway } => {
+            Entry::Route { device, destination, gateway, .. } => {
+                let gateway = gateway.ok_or("a route to a peer has a gateway")?;
                 writeln!(ip, "route replace {destination} via {gateway} dev {device} onlink")?;
             }
+            Entry::Forward { .. } | Entry::Script(_) => {}
         }
     }
     let folder = std::env::temp_dir().join(format!("podwire-bench-overlay-{}", std::process::id()));

@@ -1,27 +1,40 @@
-//! What every backend must do. Each test iterates [`BACKENDS`]: a new line there inherits them all.
+//! What every backend must do. Each test iterates [`cases`], which begin with [`BACKENDS`]: a new line there inherits
+//! them all.
 
 use std::collections::BTreeMap;
 
 use podwire_kernel::route::{Address, FakeRoute, LinkChange, Route};
 use podwire_model::{Lease, Name};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use crate::{
     Overlay,
     backend::{BACKENDS, Backend, configure},
     kernel::Devices,
-    plan::{self, Entry, Key, Site, Uplink},
+    plan::{self, Entry, Key, Path, Peer, Site, Tunnel, Uplink},
 };
 
-fn backends() -> impl Iterator<Item = Box<dyn Backend>> {
-    BACKENDS.iter().map(|kind| backend(kind.name))
+/// A backend as configured, on node 1 of the cluster 10.244.0.0/16 on the network 172.25.0.0/16.
+struct Case {
+    conf: Value,
+    backend: Box<dyn Backend>,
 }
 
-fn backend(name: &str) -> Box<dyn Backend> {
-    configure(serde_json::json!({ "Type": name }).as_object().cloned()).unwrap()
+/// Every backend with its defaults, and what else makes a difference.
+fn cases() -> impl Iterator<Item = Case> {
+    BACKENDS.iter().map(|kind| json!({ "Type": kind.name })).map(case)
 }
 
-/// Node `n` of the cluster 10.244.0.0/16 on the network 172.25.0.0/16.
+fn case(conf: Value) -> Case {
+    Case { backend: fresh(&conf), conf }
+}
+
+fn fresh(conf: &Value) -> Box<dyn Backend> {
+    configure(conf.as_object().cloned()).unwrap()
+}
+
+/// Node `n`.
 fn site(n: u8) -> Site {
     let address = [172, 25, 2, n].into();
     Site {
@@ -31,33 +44,63 @@ fn site(n: u8) -> Site {
         uplink: Uplink { name: "eth0".into(), index: 2, mtu: 1500, address },
         public_ip: address,
         published: None,
+        prepared: None,
     }
 }
 
-fn lease(backend: &dyn Backend, n: u8) -> Lease {
-    site(n).lease(backend)
+impl Case {
+    fn overlay(&self) -> Overlay {
+        Overlay::new(fresh(&self.conf), site(1)).unwrap()
+    }
+
+    fn lease(&self, n: u8) -> Lease {
+        site(n).lease(self.backend.as_ref())
+    }
+
+    fn leases(&self, nodes: std::ops::Range<u8>) -> Vec<Lease> {
+        nodes.map(|n| self.lease(n)).collect()
+    }
+
+    /// All that should be there. All nodes are on one network.
+    fn whole<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) -> BTreeMap<Key, Entry> {
+        let path = self.backend.needs_path().then(|| Path { device: "eth0".into(), gateway: None });
+        let peers: Vec<_> = leases.into_iter().map(|lease| Peer { lease, path: path.as_ref() }).collect();
+        plan::whole(self.backend.as_ref(), &site(1), peers)
+    }
+
+    /// What of it the kernel should hold.
+    fn plan<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) -> BTreeMap<Key, Entry> {
+        let mut plan = self.whole(leases);
+        plan.retain(|key, _| !key.is_user_space());
+        plan
+    }
+
+    fn tunnels(&self) -> Vec<Tunnel> {
+        let local = self.backend.local(&site(1)).into_iter();
+        local.filter_map(|entry| if let Entry::Tunnel(tunnel) = entry { Some(tunnel) } else { None }).collect()
+    }
+
+    fn held(&self, kernel: &mut dyn Route) -> BTreeMap<Key, Entry> {
+        let (_, entries) = Devices::dump(kernel, &site(1), &self.tunnels()).unwrap();
+        let count = entries.len();
+        let map: BTreeMap<_, _> = entries.into_iter().map(|entry| (entry.key(), entry)).collect();
+        assert_eq!(map.len(), count, "the kernel holds an object twice");
+        map
+    }
 }
 
 /// A namespace with the uplink that [`site`] speaks of.
-fn namespace(n: u8) -> FakeRoute {
+fn namespace() -> FakeRoute {
     let mut kernel = FakeRoute::new();
     let index = kernel.add_device("eth0");
-    assert_eq!(index, site(n).uplink.index);
+    assert_eq!(index, site(1).uplink.index);
     kernel.change_link(index, &[LinkChange::Up(true)]).unwrap();
-    kernel.add_address(&Address::new(index, format!("172.25.2.{n}/16").parse::<ipnet::IpNet>().unwrap())).unwrap();
+    kernel.add_address(&Address::new(index, "172.25.2.1/16".parse::<ipnet::IpNet>().unwrap())).unwrap();
     kernel
 }
 
-fn held(kernel: &mut dyn Route, site: &Site) -> BTreeMap<Key, Entry> {
-    let (_, entries) = Devices::dump(kernel, site, |_| true).unwrap();
-    let count = entries.len();
-    let map: BTreeMap<_, _> = entries.into_iter().map(|entry| (entry.key(), entry)).collect();
-    assert_eq!(map.len(), count, "the kernel holds an object twice");
-    map
-}
-
-/// Applies until the kernel holds what it should; bounded.
-fn settle(overlay: &mut Overlay, kernel: &mut dyn Route) -> usize {
+/// Applies until all is as it should be; bounded.
+fn settle(overlay: &mut Overlay, kernel: &mut FakeRoute) -> usize {
     let mut done = 0;
     for _ in 0..100 {
         done += overlay.apply(kernel).map_or(0, |outcome| outcome.done);
@@ -70,14 +113,13 @@ fn settle(overlay: &mut Overlay, kernel: &mut dyn Route) -> usize {
 
 #[test]
 fn the_kernel_ends_up_with_the_plan_and_is_then_left_alone() {
-    for backend in backends() {
-        let peers: Vec<_> = (2..40).map(|n| lease(backend.as_ref(), n)).collect();
-        let plan = plan::whole(backend.as_ref(), &site(1), &peers);
-        let mut overlay = Overlay::new(backend, site(1)).unwrap();
-        let mut kernel = namespace(1);
-        assert!(overlay.set_peers(peers).is_empty());
-        assert_eq!(settle(&mut overlay, &mut kernel), plan.len());
-        assert_eq!(held(&mut kernel, &site(1)), plan);
+    for case in cases() {
+        let peers = case.leases(2..40);
+        let mut overlay = case.overlay();
+        let mut kernel = namespace();
+        assert!(overlay.set_peers(peers.clone()).is_empty());
+        assert_eq!(settle(&mut overlay, &mut kernel), case.whole(&peers).len());
+        assert_eq!(case.held(&mut kernel), case.plan(&peers));
         let before = kernel.operations();
         assert_eq!(overlay.apply(&mut kernel).unwrap().done, 0);
         assert_eq!(kernel.operations(), before, "a settled overlay asks the kernel nothing");
@@ -86,20 +128,22 @@ fn the_kernel_ends_up_with_the_plan_and_is_then_left_alone() {
 
 #[test]
 fn a_restart_changes_nothing_and_a_change_costs_what_it_is() {
-    for backend in backends() {
-        let mut kernel = namespace(1);
-        let peers: Vec<_> = (2..40).map(|n| lease(backend.as_ref(), n)).collect();
-        let changed = Lease { public_ip: [172, 25, 9, 9].into(), ..peers[3].clone() };
-        let mut first = Overlay::new(backend, site(1)).unwrap();
+    for case in cases() {
+        let mut kernel = namespace();
+        let peers = case.leases(2..40);
+        let mut first = case.overlay();
         first.set_peers(peers.clone());
         settle(&mut first, &mut kernel);
+        let held = case.held(&mut kernel);
 
-        let backend = self::backend(&changed.backend);
-        let mut second = Overlay::new(backend, Site { published: Some(first.lease()), ..site(1) }).unwrap();
-        second.set_peers(peers);
-        assert_eq!(settle(&mut second, &mut kernel), 0, "a restart");
+        let published = Site { published: Some(first.lease()), ..site(1) };
+        let mut second = Overlay::new(fresh(&case.conf), published).unwrap();
+        second.set_peers(peers.clone());
+        let in_user_space = case.whole(&peers).len() - case.plan(&peers).len();
+        assert_eq!(settle(&mut second, &mut kernel), in_user_space, "a restart");
+        assert_eq!(case.held(&mut kernel), held);
 
-        second.set_peer(&changed).unwrap();
+        second.set_peer(&Lease { public_ip: [172, 25, 9, 9].into(), ..peers[3].clone() }).unwrap();
         let before = kernel.operations();
         settle(&mut second, &mut kernel);
         assert!(kernel.operations() - before <= 6, "one peer's change costs a few operations");
@@ -108,70 +152,60 @@ fn a_restart_changes_nothing_and_a_change_costs_what_it_is() {
 
 #[test]
 fn what_an_earlier_run_left_is_removed() {
-    for backend in backends() {
-        let mut kernel = namespace(1);
-        let all: Vec<_> = (2..9).map(|n| lease(backend.as_ref(), n)).collect();
-        let left = plan::whole(backend.as_ref(), &site(1), &all[..3]);
-        let mut overlay = Overlay::new(backend, site(1)).unwrap();
+    for case in cases() {
+        let mut kernel = namespace();
+        let all = case.leases(2..9);
+        let mut overlay = case.overlay();
         overlay.set_peers(all.clone());
         settle(&mut overlay, &mut kernel);
 
-        let backend = self::backend(&all[0].backend);
-        let mut later = Overlay::new(backend, site(1)).unwrap();
+        let mut later = case.overlay();
         later.set_peers(all[..3].to_vec());
         settle(&mut later, &mut kernel);
-        assert_eq!(held(&mut kernel, &site(1)), left);
+        assert_eq!(case.held(&mut kernel), case.plan(&all[..3]));
     }
 }
 
 #[test]
 fn a_kernel_that_fails_a_tenth_of_the_time_ends_up_the_same() {
-    for backend in backends() {
-        let peers: Vec<_> = (2..60).map(|n| lease(backend.as_ref(), n)).collect();
-        let plan = plan::whole(backend.as_ref(), &site(1), &peers);
-        let gone = plan::whole(backend.as_ref(), &site(1), &peers[..5]);
-        let mut kernel = namespace(1);
-        kernel.fail_every(10);
-        let mut overlay = Overlay::new(backend, site(1)).unwrap();
-        overlay.set_peers(peers.clone());
-        settle(&mut overlay, &mut kernel);
-        kernel.fail_every(0);
-        assert_eq!(held(&mut kernel, &site(1)), plan);
-        kernel.fail_every(10);
-        overlay.set_peers(peers[..5].to_vec());
-        settle(&mut overlay, &mut kernel);
-        kernel.fail_every(0);
-        assert_eq!(held(&mut kernel, &site(1)), gone);
+    for case in cases() {
+        let peers = case.leases(2..60);
+        let mut kernel = namespace();
+        let mut overlay = case.overlay();
+        for wanted in [&peers[..], &peers[..5]] {
+            kernel.fail_every(10);
+            overlay.set_peers(wanted.to_vec());
+            settle(&mut overlay, &mut kernel);
+            kernel.fail_every(0);
+            assert_eq!(case.held(&mut kernel), case.plan(wanted));
+        }
     }
 }
 
 #[test]
 fn an_unusable_peer_is_left_out_and_named() {
-    for backend in backends() {
-        let good = lease(backend.as_ref(), 2);
+    for case in cases() {
+        let good = case.lease(2);
         let node = |name: &str| Name::from(name);
+        let net = |net: &str| net.parse().unwrap();
         let rows = [
             (Lease { node: node("a"), backend: "carrier-pigeon".into(), ..good.clone() }, "carrier-pigeon"),
-            (Lease { node: node("b"), subnet: "10.1.0.0/24".parse().unwrap(), ..good.clone() }, "not part of Network"),
-            (
-                Lease { node: node("c"), subnet: "10.244.1.0/25".parse().unwrap(), ..good.clone() },
-                "overlaps this node's",
-            ),
-            (
-                Lease { node: node("d"), subnet: "10.244.0.0/16".parse().unwrap(), ..good.clone() },
-                "overlaps this node's",
-            ),
+            (Lease { node: node("b"), subnet: net("10.1.0.0/24"), ..good.clone() }, "not part of Network"),
+            (Lease { node: node("c"), subnet: net("10.244.1.0/25"), ..good.clone() }, "overlaps this node's"),
+            (Lease { node: node("d"), subnet: net("10.244.0.0/16"), ..good.clone() }, "overlaps this node's"),
+            (Lease { node: node("e"), public_ip: [10, 244, 7, 1].into(), ..good.clone() }, "is part of Network"),
+            (Lease { node: node("f"), public_ip: [172, 25, 2, 1].into(), ..good.clone() }, "this node's own"),
         ];
-        let plan = plan::whole(backend.as_ref(), &site(1), [&good]);
-        let mut overlay = Overlay::new(backend, site(1)).unwrap();
-        let errors = overlay.set_peers(rows.iter().map(|(lease, _)| lease.clone()).chain([good]));
+        let mut overlay = case.overlay();
+        let errors = overlay.set_peers(rows.iter().map(|(lease, _)| lease.clone()).chain([good.clone()]));
         let messages: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(messages.len(), rows.len(), "{messages:?}");
         for ((lease, expected), message) in rows.iter().zip(&messages) {
             assert!(message.contains(expected) && message.contains(&*lease.node), "{message}\n want: {expected}");
         }
-        let mut kernel = namespace(1);
+        let mut kernel = namespace();
         settle(&mut overlay, &mut kernel);
-        assert_eq!(held(&mut kernel, &site(1)), plan);
+        assert_eq!(case.held(&mut kernel), case.plan([&good]));
     }
 }
 
@@ -188,14 +222,14 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![3 => set, 1 => (2..7_u8).prop_map(Change::Remove)]
 }
 
-fn taking_the_place_of(backend: &dyn Backend, n: u8, other: u8) -> Lease {
-    Lease { node: format!("node{n}").into(), public_ip: [172, 25, 2, n].into(), ..lease(backend, other) }
+fn taking_the_place_of(case: &Case, n: u8, other: u8) -> Lease {
+    Lease { node: format!("node{n}").into(), public_ip: [172, 25, 2, n].into(), ..case.lease(other) }
 }
 
-fn replay<'a>(overlay: &mut Overlay, backend: &dyn Backend, changes: impl IntoIterator<Item = &'a Change>) {
+fn replay<'a>(overlay: &mut Overlay, case: &Case, changes: impl IntoIterator<Item = &'a Change>) {
     for change in changes {
         match *change {
-            Change::Set(n, other) => overlay.set_peer(&taking_the_place_of(backend, n, other)).unwrap(),
+            Change::Set(n, other) => overlay.set_peer(&taking_the_place_of(case, n, other)).unwrap(),
             Change::Remove(n) => overlay.remove_peer(&format!("node{n}").into()),
         }
     }
@@ -210,7 +244,7 @@ proptest! {
         changes in prop::collection::vec(change(), 0..30),
         noise in prop::collection::vec(change(), 0..10),
     ) {
-        for (backend, own) in backends().zip(backends()) {
+        for case in cases() {
             let mut last = BTreeMap::new();
             for change in &changes {
                 match *change {
@@ -222,33 +256,31 @@ proptest! {
                 .iter()
                 .map(|(n, state)| state.map_or(Change::Remove(*n), |other| Change::Set(*n, other)))
                 .collect();
-            let leases: Vec<_> = last
-                .iter()
-                .filter_map(|(n, state)| state.map(|other| taking_the_place_of(backend.as_ref(), *n, other)))
-                .collect();
-            let plan = plan::whole(backend.as_ref(), &site(1), &leases);
+            let leases: Vec<_> =
+                last.iter().filter_map(|(n, state)| Some(taking_the_place_of(&case, *n, (*state)?))).collect();
+            let plan = case.plan(&leases);
 
-            let mut overlay = Overlay::new(own, site(1)).unwrap();
-            let mut kernel = namespace(1);
+            let mut overlay = case.overlay();
+            let mut kernel = namespace();
             // As it came, applied after each change.
             for change in &changes {
-                replay(&mut overlay, backend.as_ref(), [change]);
+                replay(&mut overlay, &case, [change]);
                 settle(&mut overlay, &mut kernel);
             }
             settle(&mut overlay, &mut kernel);
-            prop_assert_eq!(&held(&mut kernel, &site(1)), &plan);
+            prop_assert_eq!(&case.held(&mut kernel), &plan);
             // Emptied, then backwards and squashed.
             overlay.set_peers([]);
             settle(&mut overlay, &mut kernel);
-            prop_assert_eq!(held(&mut kernel, &site(1)).len(), backend.local(&site(1)).len());
-            replay(&mut overlay, backend.as_ref(), finals.iter().rev());
+            prop_assert_eq!(case.held(&mut kernel), case.plan([]));
+            replay(&mut overlay, &case, finals.iter().rev());
             settle(&mut overlay, &mut kernel);
-            prop_assert_eq!(&held(&mut kernel, &site(1)), &plan);
+            prop_assert_eq!(&case.held(&mut kernel), &plan);
             // After noise, by a snapshot.
-            replay(&mut overlay, backend.as_ref(), &noise);
+            replay(&mut overlay, &case, &noise);
             overlay.set_peers(leases);
             settle(&mut overlay, &mut kernel);
-            prop_assert_eq!(&held(&mut kernel, &site(1)), &plan);
+            prop_assert_eq!(&case.held(&mut kernel), &plan);
         }
     }
 }

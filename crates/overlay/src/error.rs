@@ -22,6 +22,15 @@ pub enum Error {
         /// What is wrong, with the annotation's key.
         problem: String,
     },
+    /// A peer runs another backend, or the same one so configured that the two do not understand each other. It stays
+    /// reachable as it was, if it was: during a change of the backend some nodes are sooner than others.
+    #[error("node {node}: {problem}")]
+    OtherBackend {
+        /// The node.
+        node: String,
+        /// What it runs, and what this node does.
+        problem: String,
+    },
     /// This node's facts and the configuration contradict each other.
     #[error("{0}")]
     Site(String),

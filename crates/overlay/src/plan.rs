@@ -1,13 +1,17 @@
-//! What the kernel should hold for the overlay, as values: no index, no socket, no order of events.
+//! What should be there for the overlay, as values: no index, no socket, no order of events.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use podwire_model::{Family, Lease, Name};
 
 use crate::{Error, backend::Backend};
 
-pub use podwire_kernel::route::{Mac, Vxlan};
+pub use crate::script::{Command, Script};
+pub use podwire_kernel::route::{Ipip, Mac, Vxlan};
 
 /// The interface that carries encapsulated packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub struct Site {
     pub public_ip: IpAddr,
     /// What an earlier run (of this program or of flanneld) published for this node: identities survive a restart.
     pub published: Option<Lease>,
+    /// What the command of [`Backend::prepare`] printed; `None` for backends that have none.
+    pub prepared: Option<Name>,
 }
 
 impl Site {
@@ -78,7 +84,26 @@ impl Site {
     }
 }
 
-/// One object in the kernel.
+/// A peer as a backend sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer<'a> {
+    /// What it published.
+    pub lease: &'a Lease,
+    /// How packets to its public address leave this node now; `None` when no route leads there. Looked up only for a
+    /// backend that says so ([`Backend::needs_path`]), `None` for others.
+    pub path: Option<&'a Path>,
+}
+
+/// The way from this node to a peer's public address, by the kernel's own routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// Name of the interface that packets leave by.
+    pub device: Name,
+    /// The first router; absent when the peer is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// One object in the kernel, or ([`Entry::Forward`], [`Entry::Script`]) in user space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// A tunnel device, up.
@@ -108,34 +133,61 @@ pub enum Entry {
         /// The outer destination.
         remote: IpAddr,
     },
+    /// A line of the table of a data path in user space: packets for `destination` go to the tunnel end `to`. The agent
+    /// learns of it by [`crate::Outcome::forwards`].
+    Forward {
+        /// Where to.
+        destination: IpNet,
+        /// The outer destination.
+        to: SocketAddr,
+    },
     /// A route of the main table.
     Route {
-        /// The device's name.
+        /// Name of the device to leave by: a tunnel, or an interface of the machine.
         device: Name,
         /// Where to.
         destination: IpNet,
-        /// By way of; taken to be on the link even if no address of the device covers it.
-        gateway: IpAddr,
+        /// By way of; absent when the device itself leads there.
+        gateway: Option<IpAddr>,
+        /// The gateway is taken to be on the link even if no address of the device covers it.
+        onlink: bool,
     },
+    /// Commands of the administrator, to be run by the agent ([`crate::Outcome::commands`]).
+    Script(Script),
 }
 
-/// A vxlan device.
+/// A tunnel device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
     /// Its name, such as `flannel.1`.
     pub device: Name,
-    /// Its link-layer address.
-    pub mac: Mac,
+    /// Its link-layer address, for kinds that have one.
+    pub mac: Option<Mac>,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
     /// What cannot be changed in place.
-    pub vxlan: Vxlan,
+    pub kind: TunnelKind,
 }
 
-/// Identifies an [`Entry`] in the kernel. The order is the order of creation; removal goes backwards: a route appears
-/// last and goes first, so that no packet is sent before the kernel knows where to.
+/// What a tunnel device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// Frames in UDP, by the kernel.
+    Vxlan(Vxlan),
+    /// IPv4 packets in IPv4 packets, by the kernel.
+    Ipip(Ipip),
+    /// Packets go to a program, the agent's forwarder, which opens the device's queues: see
+    /// [`crate::Overlay::forwarder`].
+    Tun {
+        /// Where the forwarder listens for the packets of peers.
+        listen: SocketAddr,
+    },
+}
+
+/// Identifies an [`Entry`]. The order is the order of creation; removal goes backwards: a route appears last and goes
+/// first, so that no packet is sent before the kernel knows where to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
     /// The device's name.
@@ -147,42 +199,69 @@ pub enum Key {
     /// Device and inner destination.
     Fdb(Name, Mac),
     /// Destination.
+    Forward(IpNet),
+    /// Destination.
     Route(IpNet),
+    /// Whose.
+    Script(Name),
+}
+
+impl Key {
+    /// What kind of object it identifies, in one word, for metrics.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Tunnel(_) => "device",
+            Self::Address(..) => "address",
+            Self::Neighbour(..) => "neighbour",
+            Self::Fdb(..) => "fdb",
+            Self::Forward(_) => "forward",
+            Self::Route(_) => "route",
+            Self::Script(_) => "script",
+        }
+    }
+
+    /// Whether the object is not the kernel's.
+    pub(crate) const fn is_user_space(&self) -> bool {
+        matches!(self, Self::Forward(_) | Self::Script(_))
+    }
 }
 
 impl Entry {
-    /// What identifies it in the kernel.
+    /// What identifies it.
     pub fn key(&self) -> Key {
         match self {
             Self::Tunnel(tunnel) => Key::Tunnel(tunnel.device.clone()),
             Self::Address { device, address } => Key::Address(device.clone(), *address),
             Self::Neighbour { device, address, .. } => Key::Neighbour(device.clone(), *address),
             Self::Fdb { device, mac, .. } => Key::Fdb(device.clone(), *mac),
+            Self::Forward { destination, .. } => Key::Forward(*destination),
             Self::Route { destination, .. } => Key::Route(*destination),
+            Self::Script(script) => Key::Script(script.name.clone()),
         }
     }
 
-    /// The name of the device that it is part of.
-    pub fn device(&self) -> &Name {
+    /// The device that it is, or hangs on; `None` in user space.
+    pub const fn device(&self) -> Option<&Name> {
         match self {
-            Self::Tunnel(tunnel) => &tunnel.device,
-            Self::Address { device, .. }
+            Self::Tunnel(Tunnel { device, .. })
+            | Self::Address { device, .. }
             | Self::Neighbour { device, .. }
             | Self::Fdb { device, .. }
-            | Self::Route { device, .. } => device,
+            | Self::Route { device, .. } => Some(device),
+            Self::Forward { .. } | Self::Script(_) => None,
         }
     }
 }
 
-/// What `peer` adds on this node.
+/// Checks what holds for peers of every backend.
 ///
 /// # Errors
-/// The lease cannot be used here: another backend, a range outside of the network or across this node's own, data that
-/// the backend refuses. Such a peer is left out; the others are not affected.
-pub fn peer(backend: &dyn Backend, site: &Site, peer: &Lease) -> Result<Vec<Entry>, Error> {
+/// [`Error::OtherBackend`]; or a range outside of the network or across this node's own, or this node's own address.
+pub(crate) fn check(backend: &dyn Backend, site: &Site, peer: &Lease) -> Result<(), Error> {
     let refuse = |problem: String| Err(Error::Lease { node: peer.node.to_string(), problem });
     if &*peer.backend != backend.name() {
-        return refuse(format!("runs backend {:?}, this node runs {:?}", peer.backend, backend.name()));
+        let problem = format!("runs backend {:?}, this node runs {:?}", peer.backend, backend.name());
+        return Err(Error::OtherBackend { node: peer.node.to_string(), problem });
     }
     if !site.network.contains(&peer.subnet) {
         return refuse(format!("pod range {} is not part of Network {}", peer.subnet, site.network));
@@ -190,21 +269,37 @@ pub fn peer(backend: &dyn Backend, site: &Site, peer: &Lease) -> Result<Vec<Entr
     if site.subnet.contains(&peer.subnet) || peer.subnet.contains(&site.subnet) {
         return refuse(format!("pod range {} overlaps this node's {}", peer.subnet, site.subnet));
     }
+    if site.network.contains(&peer.public_ip) {
+        return refuse(format!("public address {} is part of Network {}", peer.public_ip, site.network));
+    }
+    if peer.public_ip == site.public_ip || peer.public_ip == site.uplink.address {
+        return refuse(format!("public address {} is this node's own", peer.public_ip));
+    }
+    Ok(())
+}
+
+/// What `peer` adds on this node.
+///
+/// # Errors
+/// The lease cannot be used here: another backend, a range outside of the network or across this node's own, data that
+/// the backend refuses. Such a peer is left out; the others are not affected.
+pub fn peer(backend: &dyn Backend, site: &Site, peer: Peer<'_>) -> Result<Vec<Entry>, Error> {
+    check(backend, site, peer.lease)?;
     backend.peer(site, peer)
 }
 
-/// Everything the kernel should hold, from the current state alone. Where two peers claim the same object (a node that
+/// Everything that should be there, from the current state alone. Where two peers claim the same object (a node that
 /// was replaced under another name, for example), the one whose name sorts first has it.
 ///
 /// [`crate::Overlay`] comes to the same result in steps; this is the plain statement that it is tested against.
 pub fn whole<'a>(
     backend: &dyn Backend,
     site: &Site,
-    peers: impl IntoIterator<Item = &'a Lease>,
+    peers: impl IntoIterator<Item = Peer<'a>>,
 ) -> BTreeMap<Key, Entry> {
-    let by_name: BTreeMap<_, _> = peers.into_iter().map(|lease| (&lease.node, lease)).collect();
-    let remote = by_name.into_values().filter(|lease| lease.node != site.node);
-    let remote = remote.filter_map(|lease| peer(backend, site, lease).ok()).flatten();
+    let by_name: BTreeMap<_, _> = peers.into_iter().map(|peer| (&peer.lease.node, peer)).collect();
+    let remote = by_name.into_values().filter(|peer| peer.lease.node != site.node);
+    let remote = remote.filter_map(|found| peer(backend, site, found).ok()).flatten();
     let mut plan = BTreeMap::new();
     for entry in backend.local(site).into_iter().chain(remote) {
         plan.entry(entry.key()).or_insert(entry);

@@ -1,69 +1,148 @@
 //! One reconciler for every backend: desired against actual, then the difference.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+};
 
-use podwire_kernel::{
-    ResultExt,
-    route::{Removed, Route as Kernel},
-};
-use podwire_model::{
-    Lease, Name,
-    delta::{Delta, Step},
-};
+use ipnet::IpNet;
+use podwire_kernel::route::{Change, Link, Removed, Route};
+use podwire_model::{Lease, Name, delta::Step};
 
 use crate::{
     Error,
+    adopt::Holdings,
     backend::Backend,
+    claims::Claims,
     kernel::Devices,
-    plan::{self, Entry, Key, Site},
+    plan::{self, Command, Entry, Key, Path, Peer, Site, Tunnel, TunnelKind},
 };
 
-/// The overlay of one node, of one address family: who the peers are, what the kernel should hold and what it holds.
+/// What the reconciler works on: everything that it asks of one network namespace.
+pub trait Kernel: Route {
+    /// For what takes routes, neighbours and links only.
+    fn as_route(&mut self) -> &mut dyn Route;
+}
+
+impl<T: Route> Kernel for T {
+    fn as_route(&mut self) -> &mut dyn Route {
+        self
+    }
+}
+
+/// Owner of what this node needs whoever its peers are. It sorts before every node's name: no peer can take that.
+const LOCAL: &str = "";
+/// Owner of the tunnels of the backend before. It sorts after every node's name: it only keeps what nobody else wants.
+const BEFORE: &str = "\u{10ffff}";
+
+/// The overlay of one node, of one address family: who the peers are, what should be there and what is.
 #[derive(Debug)]
 pub struct Overlay {
     backend: Box<dyn Backend>,
     site: Site,
-    peers: HashMap<Name, Vec<Entry>>,
-    claims: HashMap<Key, BTreeMap<Name, Entry>>,
-    delta: Delta<Key, Entry>,
+    peers: HashMap<Name, Member>,
+    claims: Claims,
     devices: Devices,
-    /// The kernel must be dumped before the next change: at start, and after anything went wrong.
-    stale: bool,
+    /// Peers whose path must be looked up before they can be planned.
+    unresolved: BTreeSet<Name>,
+    /// Peers of another backend whose entries are still to be found.
+    adopting: BTreeSet<Name>,
+    /// The tunnels of the backend before stay, though nobody asks for them.
+    holding: bool,
+    /// What others removed or changed and that is not yet put right.
+    damaged: HashSet<Key>,
+    state: Knowledge,
 }
 
-/// What one [`Overlay::apply`] did.
+/// A peer, and what became of it.
+#[derive(Debug)]
+struct Member {
+    lease: Lease,
+    path: Option<Path>,
+    standing: Standing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Part of the plan.
+    Planned,
+    /// Will be, or not, once its path is known.
+    Waiting,
+    /// Runs another backend: what leads to it stays as it is.
+    Kept,
+    /// Cannot be used.
+    Refused,
+}
+
+/// What is known of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Knowledge {
+    /// Nothing: it was never read.
+    None,
+    /// It must be read again before the next change: something went wrong, or others may have changed anything.
+    Stale,
+    /// All of it.
+    Current,
+}
+
+/// What one [`Overlay::apply`] did, and what it leaves to do for others.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Operations that the kernel carried out.
+    /// Operations that were carried out, in the kernel and in user space.
     pub done: usize,
-    /// What it refused. Not empty: call [`Overlay::apply`] again after a pause.
+    /// What someone else had removed or changed, and is put right.
+    pub repaired: Vec<Key>,
+    /// What the kernel refused. Not empty: call [`Overlay::apply`] again after a pause.
     pub errors: Vec<podwire_kernel::Error>,
+    /// Peers that cannot be used for a reason that only the kernel's routes tell: told once for each.
+    pub refused: Vec<Error>,
+    /// Lines of the forwarder's table that are different now, in order; `None` for those that are no more.
+    pub forwards: Vec<(IpNet, Option<SocketAddr>)>,
+    /// Commands to run, in order. They are not told again, whatever becomes of them.
+    pub commands: Vec<Command>,
+}
+
+/// What a change in the kernel means to the overlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// [`Overlay::apply`] has something to do.
+    pub work: bool,
+    /// The uplink may have another address or MTU now, or is gone: choose it again, and [`Overlay::relocate`].
+    pub uplink: bool,
 }
 
 impl Overlay {
     /// An overlay without peers. Nothing is written before [`Overlay::apply`].
     ///
     /// # Errors
-    /// The facts of the site contradict each other.
+    /// The facts of the site contradict each other, or the backend cannot work there.
     pub fn new(backend: Box<dyn Backend>, site: Site) -> Result<Self, Error> {
         site.check()?;
+        backend.check(&site)?;
         let mut overlay = Self {
             peers: HashMap::new(),
-            claims: HashMap::new(),
-            delta: Delta::new(),
+            claims: Claims::default(),
             devices: Devices::default(),
-            stale: true,
+            unresolved: BTreeSet::new(),
+            adopting: BTreeSet::new(),
+            holding: false,
+            damaged: HashSet::new(),
+            state: Knowledge::None,
             backend,
             site,
         };
-        // The empty name sorts before every node's: no peer can take what this node itself needs.
-        overlay.replace("".into(), overlay.backend.local(&overlay.site));
+        overlay.plan_local();
         Ok(overlay)
     }
 
     /// This node's facts.
     pub const fn site(&self) -> &Site {
         &self.site
+    }
+
+    /// The backend's name, the value of `Backend.Type`.
+    pub fn backend(&self) -> &'static str {
+        self.backend.name()
     }
 
     /// What this node publishes.
@@ -76,9 +155,47 @@ impl Overlay {
         self.backend.mtu(&self.site.uplink)
     }
 
+    /// Goes over to another backend. What leads to each peer is replaced, not removed and made again, and the tunnels of
+    /// the backend before stay until [`Overlay::release`], so that peers can still send by them. Returns what is wrong
+    /// with the peers that it cannot use.
+    ///
+    /// # Errors
+    /// It cannot work on this node; all is as before.
+    pub fn switch(&mut self, backend: Box<dyn Backend>) -> Result<Vec<Error>, Error> {
+        backend.check(&self.site)?;
+        self.backend = backend;
+        self.hold();
+        Ok(self.plan_all())
+    }
+
+    /// Takes in other facts about this node: another address or MTU of the uplink. The pod range may not change.
+    /// Returns what is wrong with the peers that cannot be used from there.
+    ///
+    /// # Errors
+    /// The facts contradict each other, or the backend cannot work there; all is as before.
+    pub fn relocate(&mut self, site: Site) -> Result<Vec<Error>, Error> {
+        site.check()?;
+        self.backend.check(&site)?;
+        self.site = site;
+        Ok(self.plan_all())
+    }
+
+    /// Keeps tunnels that the kernel holds and the backend does not want, until [`Overlay::release`]: peers may still
+    /// send by them. To be called before the first [`Overlay::apply`]; [`Overlay::switch`] does so itself.
+    pub fn hold(&mut self) {
+        self.holding = true;
+    }
+
+    /// Lets go of the tunnels of the backend before; the next [`Overlay::apply`] removes those by which no peer of another
+    /// backend is reached. To be called some seconds after this node's lease is published: then all peers know it.
+    pub fn release(&mut self) {
+        self.holding = false;
+        self.claims.replace(&BEFORE.into(), Vec::new());
+    }
+
     /// Replaces all peers. This node's own lease may be among them. Returns what is wrong with the peers left out.
     pub fn set_peers(&mut self, leases: impl IntoIterator<Item = Lease>) -> Vec<Error> {
-        let mut gone: BTreeSet<Name> = self.peers.keys().filter(|name| !name.is_empty()).cloned().collect();
+        let mut gone: BTreeSet<Name> = self.peers.keys().cloned().collect();
         let mut errors = Vec::new();
         for lease in leases {
             gone.remove(&lease.node);
@@ -93,163 +210,138 @@ impl Overlay {
     /// Adds or changes a peer; this node's own lease is ignored.
     ///
     /// # Errors
-    /// The lease cannot be used. Whatever the peer had before is dropped: it is no longer true.
+    /// The lease cannot be used. Whatever the peer had before is dropped, as it is no longer true; except after
+    /// [`Error::OtherBackend`]: what leads to the peer's range stays.
     pub fn set_peer(&mut self, lease: &Lease) -> Result<(), Error> {
         if lease.node == self.site.node {
             return Ok(());
         }
-        let entries = plan::peer(self.backend.as_ref(), &self.site, lease);
-        let (entries, result) = entries.map_or_else(|error| (Vec::new(), Err(error)), |entries| (entries, Ok(())));
-        self.replace(lease.node.clone(), entries);
-        result
+        if let Some(known) = self.peers.get(&lease.node)
+            && known.lease == *lease
+            && matches!(known.standing, Standing::Planned | Standing::Waiting)
+        {
+            return Ok(());
+        }
+        let member = Member { lease: lease.clone(), path: None, standing: Standing::Waiting };
+        self.peers.insert(lease.node.clone(), member);
+        self.plan_peer(&lease.node)
     }
 
     /// Drops a peer.
     pub fn remove_peer(&mut self, node: &Name) {
-        if *node != self.site.node {
-            self.replace(node.clone(), Vec::new());
+        if self.peers.remove(node).is_some() {
+            self.unresolved.remove(node);
+            self.adopting.remove(node);
+            self.claims.replace(node, Vec::new());
         }
-    }
-
-    /// Takes in that something is gone from the kernel, whoever removed it. Returns whether it is missed here: then
-    /// [`Overlay::apply`] puts it back.
-    pub fn removed(&mut self, what: &Removed) -> bool {
-        let reread = match what {
-            Removed::Anything => true,
-            Removed::Link(index) | Removed::LinkDown(index) => self.devices.contains(*index),
-            Removed::Address(_) | Removed::Route(_) | Removed::Neighbour(_) | Removed::Fdb(_) => {
-                let Some(key) = self.devices.key_of(what) else { return false };
-                // What this overlay removed itself is known to be gone already.
-                let missed = self.delta.actual(&key).is_some() && self.delta.desired(&key).is_some();
-                self.delta.is_gone(&key);
-                if !missed || !matches!(what, Removed::Address(_)) {
-                    return missed;
-                }
-                // With its last IPv4 address a device loses its routes, and the kernel does not say which.
-                true
-            }
-        };
-        self.stale |= reread;
-        reread
     }
 
     /// Number of peers that are part of the plan.
     pub fn peer_count(&self) -> usize {
-        self.peers.len() - 1
+        self.peers.values().filter(|peer| peer.standing == Standing::Planned).count()
     }
 
-    /// Whether the kernel holds what it should, as far as is known.
+    /// Whether all is as it should be, as far as is known.
     pub fn is_settled(&self) -> bool {
-        !self.stale && self.delta.is_settled()
+        self.state == Knowledge::Current
+            && self.unresolved.is_empty()
+            && self.adopting.is_empty()
+            && self.claims.delta.is_settled()
     }
 
-    /// Brings the kernel to what it should hold: dumps it if need be, then creates in the order device, address,
-    /// neighbour, FDB entry, route, after removing in the opposite order what should not be there.
-    ///
-    /// A refused operation does not stop the others, except that nothing is done on a device that could not be made.
-    ///
-    /// # Errors
-    /// The kernel could not be dumped. Refused operations are in the [`Outcome`].
-    pub fn apply(&mut self, kernel: &mut dyn Kernel) -> Result<Outcome, Error> {
-        let mut outcome = Outcome::default();
-        // A device that is made again takes its addresses and entries with it, so the second round starts from a dump.
-        for _ in 0..2 {
-            if self.stale {
-                let delta = &self.delta;
-                let wanted = |name: &Name| delta.desired(&Key::Tunnel(name.clone())).is_some();
-                let (devices, found) = Devices::dump(kernel, &self.site, wanted)?;
-                self.devices = devices;
-                self.delta.found(found.into_iter().map(|entry| (entry.key(), entry)));
-                self.stale = false;
-            }
-            self.remove(kernel, &mut outcome);
-            let remade = self.create(kernel, &mut outcome);
-            self.stale = remade || !outcome.errors.is_empty();
-            if !remade {
-                break;
-            }
-        }
-        Ok(outcome)
+    /// The TUN device by which the agent's forwarder sends and receives, and where it listens; `None` when nothing is
+    /// carried in user space.
+    pub fn forwarder(&self) -> Option<(&Tunnel, SocketAddr)> {
+        self.claims.tunnels().find_map(|tunnel| match tunnel.kind {
+            TunnelKind::Tun { listen } => Some((tunnel, listen)),
+            _ => None,
+        })
     }
 
-    fn remove(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) {
-        let doomed: Vec<Entry> = self
-            .delta
-            .pending()
-            .filter_map(|step| match step {
-                Step::Delete(_, entry) => Some(entry.clone()),
-                Step::Create(..) | Step::Replace(..) => None,
-            })
-            .collect();
-        for entry in doomed.into_iter().rev() {
-            match self.devices.delete(kernel, &entry).or_gone() {
-                Ok(()) => {
-                    outcome.done += 1;
-                    self.delta.is_gone(&entry.key());
-                }
-                Err(error) => outcome.errors.push(error),
-            }
+    /// The whole table of a forwarder that starts anew; [`Outcome::forwards`] tells of changes only.
+    pub fn forwards(&self) -> impl Iterator<Item = (IpNet, SocketAddr)> {
+        self.claims.delta.all_actual().filter_map(|key| match self.claims.delta.actual(key) {
+            Some(Entry::Forward { destination, to }) => Some((*destination, *to)),
+            _ => None,
+        })
+    }
+
+    /// The commands to run when the agent stops for good, which it may as well not: the data path works on without it.
+    pub fn farewell(&self) -> impl Iterator<Item = &Command> {
+        match self.claims.delta.actual(&Key::Script(LOCAL.into())) {
+            Some(Entry::Script(script)) => script.stop.iter(),
+            _ => None.iter(),
         }
     }
 
-    /// Creates and changes. Returns true, early, when a device was made in place of another.
-    fn create(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) -> bool {
-        let wanted: Vec<(bool, Entry)> = self
-            .delta
-            .pending()
-            .filter_map(|step| match step {
-                Step::Create(_, to) => Some((false, to.clone())),
-                Step::Replace(_, _, to) => Some((true, to.clone())),
-                Step::Delete(..) => None,
-            })
-            .collect();
-        for (existed, entry) in wanted {
-            if self.devices.lacks(&entry) {
-                continue;
-            }
-            match self.devices.put(kernel, &entry) {
-                Ok(()) => {
-                    outcome.done += 1;
-                    let remade = existed && matches!(entry, Entry::Tunnel(_));
-                    self.delta.is(entry.key(), entry);
-                    if remade {
-                        return true;
-                    }
-                }
-                Err(error) => outcome.errors.push(error),
-            }
-        }
-        false
+    fn plan_local(&mut self) {
+        self.claims.replace(&LOCAL.into(), self.backend.local(&self.site));
     }
 
-    /// Replaces what `owner` asks for; of several owners of one object, the first by name has it.
-    fn replace(&mut self, owner: Name, entries: Vec<Entry>) {
-        let keys: BTreeSet<Key> = entries.iter().map(Entry::key).collect();
-        for old in self.peers.remove(&owner).into_iter().flatten() {
-            let key = old.key();
-            if !keys.contains(&key)
-                && let Some(claims) = self.claims.get_mut(&key)
-            {
-                claims.remove(&owner);
-                self.award(key);
+    fn plan_all(&mut self) -> Vec<Error> {
+        self.plan_local();
+        let mut names: Vec<Name> = self.peers.keys().cloned().collect();
+        names.sort_unstable();
+        names.iter().filter_map(|name| self.plan_peer(name).err()).collect()
+    }
+
+    /// Decides what the peer needs, or leaves that until its path is known.
+    fn plan_peer(&mut self, name: &Name) -> Result<(), Error> {
+        self.unresolved.remove(name);
+        self.adopting.remove(name);
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let checked = plan::check(self.backend.as_ref(), &self.site, &peer.lease);
+        if checked.is_ok() && self.backend.needs_path() {
+            peer.standing = Standing::Waiting;
+            self.unresolved.insert(name.clone());
+            return Ok(());
+        }
+        self.settle_peer(name, checked)
+    }
+
+    /// Takes over what the backend says of a peer whose path is known, or need not be.
+    fn settle_peer(&mut self, name: &Name, checked: Result<(), Error>) -> Result<(), Error> {
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let seen = Peer { lease: &peer.lease, path: peer.path.as_ref() };
+        match checked.and_then(|()| self.backend.peer(&self.site, seen)) {
+            Ok(entries) => {
+                peer.standing = Standing::Planned;
+                self.claims.replace(name, entries);
+                Ok(())
             }
-        }
-        for entry in &entries {
-            self.claims.entry(entry.key()).or_default().insert(owner.clone(), entry.clone());
-            self.award(entry.key());
-        }
-        if !entries.is_empty() {
-            self.peers.insert(owner, entries);
+            Err(error @ Error::OtherBackend { .. }) => {
+                peer.standing = Standing::Kept;
+                self.adopting.insert(name.clone());
+                Err(error)
+            }
+            Err(error) => {
+                peer.standing = Standing::Refused;
+                self.claims.replace(name, Vec::new());
+                Err(error)
+            }
         }
     }
 
-    fn award(&mut self, key: Key) {
-        match self.claims.get(&key).and_then(|claims| claims.values().next()) {
-            Some(entry) => self.delta.want(key, entry.clone()),
-            None => {
-                self.claims.remove(&key);
-                self.delta.unwant(&key);
+    /// Looks up the paths that are needed, and plans their peers.
+    fn resolve(&mut self, kernel: &mut dyn Route, outcome: &mut Outcome) -> Result<(), Error> {
+        let names: Vec<Name> = self.unresolved.iter().cloned().collect();
+        let addresses: Vec<IpAddr> =
+            names.iter().filter_map(|name| Some(self.peers.get(name)?.lease.public_ip)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let paths = self.devices.paths(kernel, &addresses)?;
+        self.unresolved.clear();
+        for (name, path) in names.iter().zip(paths) {
+            let Some(peer) = self.peers.get_mut(name) else { continue };
+            if peer.standing == Standing::Waiting || peer.path != path {
+                peer.path = path;
+                outcome.refused.extend(self.settle_peer(name, Ok(())).err());
             }
         }
+        Ok(())
     }
 }
+
+mod apply;
+mod observe;

@@ -12,8 +12,8 @@ use podwire_model::{Family, IpNet};
 use self::check::check_mtu;
 use super::{
     Address, BridgePort, BridgeVlans, FdbEntry, FdbTable, Ipip, Link, LinkChange, LinkKind, Mac, Neighbour,
-    NeighbourState, NewLink, NewLinkKind, Peer, PortVlans, Route, RouteEntry, RouteFilter, RouteProtocol, Vxlan,
-    socket::check_name, types::family,
+    NeighbourState, NewLink, NewLinkKind, NextHop, Peer, PortVlans, Route, RouteEntry, RouteFilter, RouteKind,
+    RouteProtocol, TABLE_MAIN, Vxlan, socket::check_name, types::family,
 };
 use crate::{Error, Result, wireguard::FakeDevice};
 
@@ -181,6 +181,18 @@ impl FakeRoute {
     fn same_route(&self, route: &RouteEntry) -> Option<usize> {
         let key = |route: &RouteEntry| (route.table, route.destination, route.metric);
         self.routes.iter().position(|other| key(other) == key(route))
+    }
+
+    fn next_hop(&self, to: IpAddr) -> Option<NextHop> {
+        if self.addresses.iter().any(|address| address.net.addr() == to) {
+            return Some(NextHop { kind: RouteKind::Local, device: 1, gateway: None });
+        }
+        let leads = |route: &&RouteEntry| route.table == TABLE_MAIN && route.destination.contains(&to);
+        let nearer = |route: &&RouteEntry| (route.destination.prefix_len(), std::cmp::Reverse(route.metric));
+        let best = self.routes.iter().filter(leads).max_by_key(nearer)?;
+        (best.kind == RouteKind::Unicast)
+            .then(|| Some(NextHop { kind: best.kind, device: best.device?, gateway: best.gateway }))
+            .flatten()
     }
 
     fn put_route(&mut self, route: &RouteEntry, exclusive: bool) -> Result<()> {
@@ -439,6 +451,11 @@ impl Route for FakeRoute {
             false => return Err(Error::refused(what, libc::ENOENT)),
         }
         Ok(())
+    }
+
+    fn next_hops(&mut self, addresses: &[IpAddr]) -> Result<Vec<Option<NextHop>>> {
+        self.step(format_args!("look up routes"))?;
+        Ok(addresses.iter().map(|to| self.next_hop(*to)).collect())
     }
 }
 

@@ -1,22 +1,27 @@
 use std::{
     fmt::Arguments,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
 };
 
 use super::{
-    Address, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, PortVlans, Route, RouteEntry, RouteFilter,
+    Address, Edit, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, NextHop, PortVlans, Route, RouteEntry,
+    RouteFilter,
     watch::{Removed, removed},
     wire::{self, Body},
 };
 use crate::{
     Error, Result, ResultExt,
-    netlink::{Message, Protocol, Socket, flags},
+    netlink::{Message, Protocol, Socket, flags, push_message},
     ns::visit,
     tun, wireguard,
 };
 
 const ADD: u16 = flags::CREATE | flags::EXCLUSIVE;
 const PUT: u16 = flags::CREATE | flags::REPLACE;
+
+/// Messages in one send. Their answers must fit into the receive queue together.
+const BATCH: usize = 1024;
 
 /// [`Route`] of a network namespace of the running kernel.
 #[derive(Debug)]
@@ -62,6 +67,17 @@ impl RouteSocket {
 
     fn tell(&mut self, kind: u16, flags: u16, body: &Body, what: Arguments<'_>) -> Result<()> {
         self.socket.request(kind, flags, &body.0, what).map(drop)
+    }
+
+    /// Frames messages for one send; returns the first's sequence number, which those of the others follow.
+    fn framed(&mut self, messages: impl Iterator<Item = (u16, u16, Body)>) -> (u32, Vec<u8>) {
+        let (mut first, mut bytes) = (None, Vec::new());
+        for (kind, more, body) in messages {
+            let sequence = self.socket.next_sequence();
+            first.get_or_insert(sequence);
+            push_message(&mut bytes, kind, flags::REQUEST | more, sequence, &body.0);
+        }
+        (first.unwrap_or_default(), bytes)
     }
 
     fn get_link(&mut self, body: &Body, what: Arguments<'_>) -> Result<Option<Link>> {
@@ -272,6 +288,58 @@ impl Route for RouteSocket {
         let FdbEntry { mac, device, .. } = entry;
         let what = format_args!("delete forwarding entry {mac} of link #{device}");
         self.tell(libc::RTM_DELNEIGH, 0, &wire::fdb(entry), what)
+    }
+
+    fn next_hops(&mut self, addresses: &[IpAddr]) -> Result<Vec<Option<NextHop>>> {
+        let what = format_args!("look up routes");
+        let mut found = Vec::with_capacity(addresses.len());
+        for part in addresses.chunks(BATCH) {
+            let questions = part.iter().map(|address| (libc::RTM_GETROUTE, 0, wire::get_route(*address)));
+            let (first, bytes) = self.framed(questions);
+            let answer = self.socket.batch(&bytes, what)?;
+            let start = found.len();
+            found.resize(start + part.len(), None);
+            for message in answer.messages.iter() {
+                let at = message.sequence.wrapping_sub(first) as usize;
+                if let Some(place) = found.get_mut(start + at) {
+                    *place = wire::read_next_hop(message.payload);
+                }
+            }
+            let serious = |errno: i32| !matches!(errno, libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES);
+            if let Some(refusal) = answer.refused.into_iter().find(|refusal| serious(refusal.errno)) {
+                return Err(refusal.into_error(what));
+            }
+        }
+        Ok(found)
+    }
+
+    fn edit(&mut self, edits: &[Edit]) -> Result<Vec<(usize, Error)>> {
+        let mut refused = Vec::new();
+        for (part, start) in edits.chunks(BATCH).zip((0..).step_by(BATCH)) {
+            // Nobody asks for acknowledgements: by the time that the send returns, the kernel has told every refusal.
+            let (first, bytes) = self.framed(part.iter().map(edit_message));
+            let answer = self.socket.batch(&bytes, format_args!("change routes and neighbours"))?;
+            for refusal in answer.refused {
+                let at = refusal.sequence.wrapping_sub(first) as usize;
+                if let Some(edit) = part.get(at) {
+                    refused.push((start + at, refusal.into_error(format_args!("{edit}"))));
+                }
+            }
+        }
+        Ok(refused)
+    }
+}
+
+fn edit_message(edit: &Edit) -> (u16, u16, Body) {
+    match edit {
+        Edit::AddAddress(address) => (libc::RTM_NEWADDR, ADD, wire::address(address)),
+        Edit::DeleteAddress(address) => (libc::RTM_DELADDR, 0, wire::address(address)),
+        Edit::ReplaceRoute(route) => (libc::RTM_NEWROUTE, PUT, wire::route(route)),
+        Edit::DeleteRoute(route) => (libc::RTM_DELROUTE, 0, wire::route(route)),
+        Edit::ReplaceNeighbour(neighbour) => (libc::RTM_NEWNEIGH, PUT, wire::neighbour(neighbour)),
+        Edit::DeleteNeighbour(neighbour) => (libc::RTM_DELNEIGH, 0, wire::neighbour(neighbour)),
+        Edit::ReplaceFdb(entry) => (libc::RTM_NEWNEIGH, PUT, wire::fdb(entry)),
+        Edit::DeleteFdb(entry) => (libc::RTM_DELNEIGH, 0, wire::fdb(entry)),
     }
 }
 

@@ -331,6 +331,72 @@ fn routes_that_lead_nowhere_are_refused() {
 }
 
 #[test]
+fn the_next_hop_is_that_of_the_longest_prefix() {
+    on_both(|route| {
+        let (a, b) = pair(route);
+        route.add_address(&Address::new(b, net("10.2.0.1/24"))).unwrap();
+        route.add_route(&RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.254"), a)).unwrap();
+        route.add_route(&RouteEntry::via(net("10.9.9.0/24"), ip("10.2.0.254"), b)).unwrap();
+        let dropped = RouteEntry { kind: RouteKind::Unreachable, ..RouteEntry::on_link(net("10.9.8.0/24"), a) };
+        route.add_route(&RouteEntry { device: None, scope: Scope::Global, ..dropped }).unwrap();
+        let hop = |device, gateway: Option<&str>| {
+            Some(NextHop { kind: RouteKind::Unicast, device, gateway: gateway.map(ip) })
+        };
+        let rows = [
+            ("10.1.0.77", hop(a, None)),
+            ("10.9.0.1", hop(a, Some("10.1.0.254"))),
+            ("10.9.9.1", hop(b, Some("10.2.0.254"))),
+            ("10.9.8.1", None),
+            ("192.0.2.1", None),
+            ("fd01::77", hop(a, None)),
+            ("10.2.0.7", hop(b, None)),
+        ];
+        let addresses: Vec<_> = rows.iter().map(|(address, _)| ip(address)).collect();
+        let found = route.next_hops(&addresses).unwrap();
+        for ((address, expected), found) in rows.iter().zip(found) {
+            assert_eq!(found, *expected, "{address}");
+        }
+        let own = route.next_hops(&[ip("10.1.0.1")]).unwrap();
+        assert_eq!(own[0].unwrap().kind, RouteKind::Local);
+        assert_eq!(route.next_hops(&[]).unwrap(), []);
+    });
+}
+
+#[test]
+fn many_edits_are_made_at_once_and_the_refused_ones_named() {
+    on_both(|route| {
+        let (a, _) = pair(route);
+        let near = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            RouteEntry::via(net(&format!("10.{}.{low}.0/24", 100 + high)), ip("10.1.0.9"), a)
+        };
+        let mut edits: Vec<_> = (0..2500).map(|n| Edit::ReplaceRoute(near(n))).collect();
+        edits[7] = Edit::ReplaceRoute(RouteEntry::via(net("10.99.0.0/24"), ip("10.2.0.1"), a));
+        edits[2000] = Edit::DeleteNeighbour(Neighbour::permanent(a, ip("10.1.0.77"), Mac([2, 0, 0, 0, 0, 9])));
+        edits.push(Edit::AddAddress(Address::new(a, net("10.1.0.1/24"))));
+        let refused = route.edit(&edits).unwrap();
+        let refused: Vec<_> = refused.iter().map(|(at, error)| (*at, error.errno().unwrap())).collect();
+        assert_eq!(refused, [(7, libc::ENETUNREACH), (2000, libc::ENOENT), (2500, libc::EEXIST)]);
+        let made = |route: &mut dyn Route| {
+            let filter = RouteFilter { protocol: Some(RouteProtocol::BOOT), ..RouteFilter::MAIN };
+            route.routes(&filter).unwrap().len()
+        };
+        assert_eq!(made(route), 2498);
+        let neighbour = Neighbour::permanent(a, ip("10.1.0.9"), Mac([2, 0, 0, 0, 0, 9]));
+        let edits = [
+            Edit::ReplaceNeighbour(neighbour.clone()),
+            Edit::DeleteRoute(near(0)),
+            Edit::DeleteAddress(Address::new(a, net("fd01::1/64"))),
+        ];
+        assert!(route.edit(&edits).unwrap().is_empty());
+        assert!(route.neighbours(Some(a)).unwrap().contains(&neighbour));
+        assert_eq!(made(route), 2497);
+        let message = route.edit(&edits[1..2]).unwrap().pop().unwrap().1.to_string();
+        assert!(message.starts_with(&format!("cannot delete route {}", near(0))), "{message}");
+    });
+}
+
+#[test]
 fn neighbours_are_set_listed_and_deleted() {
     on_both(|route| {
         let (a, b) = pair(route);
@@ -439,6 +505,38 @@ fn removals_are_told_and_additions_are_not() {
 }
 
 #[test]
+fn changes_are_told_with_what_is_there_now() {
+    in_new_netns(|| {
+        let mut watch = ChangeWatch::open().unwrap();
+        let mut route = RouteSocket::open().unwrap();
+        let (a, _) = pair(&mut route);
+        let entry = RouteEntry::via(net("10.9.0.0/16"), ip("10.1.0.254"), a);
+        let neighbour = Neighbour::permanent(a, ip("10.1.0.9"), Mac([2, 0, 0, 0, 0, 9]));
+        let vxlan = Vxlan { id: 1, port: 8472, local: None, device: Some(a), learning: false, gbp: false };
+        let new = NewLink { up: true, ..NewLink::new("flannel.1", NewLinkKind::Vxlan(vxlan)) };
+        let tunnel = route.create_link(&new).unwrap().index;
+        let fdb = FdbEntry::remote(tunnel, Mac([2, 0, 0, 0, 0, 9]), ip("10.1.0.2"));
+        route.add_route(&entry).unwrap();
+        route.replace_neighbour(&neighbour).unwrap();
+        route.replace_fdb(&fdb).unwrap();
+        route.change_link(a, &[LinkChange::Mtu(1300)]).unwrap();
+        route.add_address(&Address::new(a, net("10.3.0.1/32"))).unwrap();
+        let last = Removed::Route(entry.clone());
+        route.delete_route(&entry).unwrap();
+        let mut seen = Vec::new();
+        while !seen.contains(&Change::Removed(last.clone())) {
+            seen.extend(watch.next(Some(std::time::Duration::from_secs(5))).unwrap());
+        }
+        for expected in [Change::Route(entry), Change::Neighbour(neighbour), Change::Fdb(fdb)] {
+            assert!(seen.contains(&expected), "{expected:?} is not in {seen:?}");
+        }
+        assert!(seen.iter().any(|change| matches!(change, Change::Link(link) if link.name == "a" && link.mtu == 1300)));
+        let added = |change: &Change| matches!(change, Change::Address(found) if found.net == net("10.3.0.1/32"));
+        assert!(seen.iter().any(added), "{seen:?}");
+    });
+}
+
+#[test]
 fn addresses_that_come_and_go_are_noticed() {
     in_new_netns(|| {
         let mut route = RouteSocket::open().unwrap();
@@ -504,8 +602,9 @@ proptest! {
         _ = wire::read_route(&bytes);
         _ = wire::read_neighbour(&bytes);
         _ = wire::read_fdb(&bytes);
+        _ = wire::read_next_hop(&bytes);
         for kind in libc::RTM_NEWLINK..=libc::RTM_GETNEIGH {
-            _ = watch::removed(&crate::netlink::Message { kind, flags: 0, sequence: 0, port: 0, payload: &bytes });
+            _ = watch::changed(&crate::netlink::Message { kind, flags: 0, sequence: 0, port: 0, payload: &bytes }).count();
         }
     }
 

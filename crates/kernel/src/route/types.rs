@@ -1,6 +1,7 @@
 //! What rtnetlink speaks of, as plain values. Devices are named by interface index, as in the kernel.
 
 mod bridge;
+mod edit;
 mod link;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
 };
 
 pub use bridge::{BridgeVlans, PortVlans};
+pub use edit::{Edit, NextHop};
 pub use link::{
     BridgePort, Ipip, IpvlanMode, Link, LinkChange, LinkKind, MacvlanMode, NewLink, NewLinkKind, Peer, Vxlan,
 };

@@ -12,8 +12,8 @@ use podwire_model::{Family, IpNet};
 
 pub use self::link::{change_link, change_port, delete_link, get_link, new_link, read_link};
 use super::types::{
-    Address, FdbEntry, FdbTable, Mac, Neighbour, NeighbourState, RouteEntry, RouteFilter, RouteKind, RouteProtocol,
-    Scope, family,
+    Address, FdbEntry, FdbTable, Mac, Neighbour, NeighbourState, NextHop, RouteEntry, RouteFilter, RouteKind,
+    RouteProtocol, Scope, family,
 };
 use crate::netlink::{attributes, push_attribute, u16_at, u32_at};
 
@@ -125,6 +125,30 @@ pub fn get_routes(filter: &RouteFilter) -> Body {
         body.u32(libc::RTA_OIF, device);
     }
     body
+}
+
+/// RTM_GETROUTE for the route that packets to `address` would take.
+pub fn get_route(address: IpAddr) -> Body {
+    let host = IpNet::from(address);
+    let mut body = Body(vec![family_number(host), host.prefix_len(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    body.ip(libc::RTA_DST, address);
+    body
+}
+
+/// The answer to [`get_route`].
+pub fn read_next_hop(payload: &[u8]) -> Option<NextHop> {
+    let header = payload.first_chunk::<12>()?;
+    unspecified(header[0])?;
+    let (mut device, mut gateway) = (None, None);
+    for (kind, value) in attributes(payload.get(12..)?) {
+        match kind {
+            libc::RTA_OIF => device = u32_at(value, 0),
+            libc::RTA_GATEWAY => gateway = read_ip(value),
+            libc::RTA_VIA => gateway = value.get(2..).and_then(read_ip),
+            _ => {}
+        }
+    }
+    Some(NextHop { kind: RouteKind::from_number(header[7]), device: device?, gateway })
 }
 
 /// RTM_NEWROUTE or RTM_DELROUTE.

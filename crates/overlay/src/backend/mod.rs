@@ -5,13 +5,12 @@
 
 use std::fmt;
 
-use podwire_model::Lease;
 use serde_json::{Map, Value};
 
 use crate::{
     Error,
     config::Fields,
-    plan::{Entry, Site, Uplink},
+    plan::{Command, Entry, Peer, Site, Uplink},
 };
 
 pub mod vxlan;
@@ -44,8 +43,29 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What this node needs to reach `peer`, whoever the others are.
     ///
     /// # Errors
-    /// The peer's data cannot be used.
-    fn peer(&self, site: &Site, peer: &Lease) -> Result<Vec<Entry>, Error>;
+    /// The peer's data cannot be used; [`Error::OtherBackend`] when it belongs to a configuration that this node cannot
+    /// speak to.
+    fn peer(&self, site: &Site, peer: Peer<'_>) -> Result<Vec<Entry>, Error>;
+
+    /// Whether what [`Backend::peer`] says depends on the [`crate::plan::Path`] to the peer. It is asked again when that
+    /// changes.
+    fn needs_path(&self) -> bool {
+        false
+    }
+
+    /// Whether the backend can work on this node at all.
+    ///
+    /// # Errors
+    /// [`Error::Site`]: it cannot; says what to do.
+    fn check(&self, site: &Site) -> Result<(), Error> {
+        let _ = site;
+        Ok(())
+    }
+
+    /// A command to run before anything else; what it prints becomes [`Site::prepared`].
+    fn prepare(&self) -> Option<Command> {
+        None
+    }
 }
 
 /// Configures the backend that the `Backend` object of net-conf.json names.

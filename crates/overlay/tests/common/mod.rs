@@ -132,6 +132,7 @@ impl Node {
             subnet: object.pod_cidrs[0],
             public_ip: uplink.address,
             published: None,
+            prepared: None,
             uplink,
         }
     }

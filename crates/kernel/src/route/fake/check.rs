@@ -55,7 +55,9 @@ impl FakeRoute {
         if new.device.is_some_and(|device| !self.links.contains_key(&device)) {
             return Err(Error::refused(what, libc::ENODEV));
         }
-        let same = |link: &Link| matches!(&link.kind, LinkKind::Vxlan(old) if (old.id, old.port) == (new.id, new.port));
+        // One for IPv4 and one for IPv6 do not meet.
+        let known = |vxlan: &Vxlan| (vxlan.id, vxlan.port, vxlan.local.is_some_and(|local| local.is_ipv6()));
+        let same = |link: &Link| matches!(&link.kind, LinkKind::Vxlan(old) if known(old) == known(new));
         if self.links.values().any(same) { Err(Error::refused(what, libc::EEXIST)) } else { Ok(()) }
     }
 

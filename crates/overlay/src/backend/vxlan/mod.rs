@@ -3,14 +3,14 @@
 use std::{borrow::Cow, fmt};
 
 use ipnet::IpNet;
-use podwire_model::{Family, Lease, Name};
+use podwire_model::{Family, Name};
 use serde::Deserialize;
 
 use super::Backend;
 use crate::{
     Error,
     config::Fields,
-    plan::{Entry, Mac, Site, Tunnel, Uplink, Vxlan},
+    plan::{Entry, Mac, Peer, Site, Tunnel, TunnelKind, Uplink, Vxlan},
 };
 
 /// The value of `Backend.Type`.
@@ -107,35 +107,38 @@ impl Backend for VxlanBackend {
         let device = self.device(site.family());
         let tunnel = Tunnel {
             device: device.clone(),
-            mac: self.mac(site),
+            mac: Some(self.mac(site)),
             mtu: self.mtu(&site.uplink),
             up: true,
-            vxlan: Vxlan {
+            kind: TunnelKind::Vxlan(Vxlan {
                 id: self.vni,
                 port: self.port,
                 local: Some(site.uplink.address),
                 device: Some(site.uplink.index),
                 learning: self.learning,
                 gbp: self.gbp,
-            },
+            }),
         };
         // A host prefix, so that the kernel adds no broadcast or subnet route. The address is the source of what the
         // node itself sends to remote pods.
         vec![Entry::Tunnel(tunnel), Entry::Address { device, address: IpNet::from(site.subnet.network()) }]
     }
 
-    fn peer(&self, site: &Site, peer: &Lease) -> Result<Vec<Entry>, Error> {
-        let refuse = |problem: String| Error::Lease { node: peer.node.to_string(), problem };
-        let data = LeaseData::parse(&peer.backend_data).map_err(|why| refuse(format!("backend data: {why}")))?;
+    fn peer(&self, site: &Site, peer: Peer<'_>) -> Result<Vec<Entry>, Error> {
+        let Peer { lease: peer, .. } = peer;
+        let node = || peer.node.to_string();
+        let data = LeaseData::parse(&peer.backend_data)
+            .map_err(|why| Error::Lease { node: node(), problem: format!("backend data: {why}") })?;
         if data.vni != self.vni {
-            return Err(refuse(format!("uses VNI {}, this node {}", data.vni, self.vni)));
+            let problem = format!("uses VNI {}, this node {}", data.vni, self.vni);
+            return Err(Error::OtherBackend { node: node(), problem });
         }
         let device = self.device(site.family());
         let gateway = peer.subnet.network();
         Ok(vec![
             Entry::Neighbour { device: device.clone(), address: gateway, mac: data.mac },
             Entry::Fdb { device: device.clone(), mac: data.mac, remote: peer.public_ip },
-            Entry::Route { device, destination: peer.subnet, gateway },
+            Entry::Route { device, destination: peer.subnet, gateway: Some(gateway), onlink: true },
         ])
     }
 }
@@ -156,6 +159,7 @@ fn derived_mac(node: &str, vni: u32) -> Mac {
 mod tests {
     use std::collections::BTreeSet;
 
+    use podwire_model::Lease;
     use proptest::prelude::*;
 
     use super::*;
@@ -173,6 +177,7 @@ mod tests {
             uplink: Uplink { name: "eth0".into(), index: 7, mtu: 1500, address },
             public_ip: address,
             published: None,
+            prepared: None,
         }
     }
 
@@ -191,7 +196,7 @@ mod tests {
             learning: false,
             gbp: false,
         };
-        assert_eq!(tunnel.vxlan, expected);
+        assert_eq!(tunnel.kind, TunnelKind::Vxlan(expected));
         assert_eq!(address.to_string(), "10.244.0.0/32");
     }
 
@@ -201,7 +206,7 @@ mod tests {
             configured(r#"{"type": "vxlan", "VNI": 4096, "port": 4789, "MTU": 9000, "Directrouting": false}"#);
         let backend = backend.unwrap();
         assert_eq!(backend.mtu(&site("node1").uplink), 8950);
-        assert_eq!(backend.local(&site("node1"))[0].device().to_string(), "flannel.4096");
+        assert_eq!(backend.local(&site("node1"))[0].device().map(|device| &**device), Some("flannel.4096"));
         for (json, expected) in [
             (r#"{"Type": "vxlan", "VNI": 0}"#, "Backend.VNI: 0 is out of range, expected 1 to 16777215"),
             (r#"{"Type": "vxlan", "Port": 70000}"#, "Backend.Port: 70000"),
@@ -246,11 +251,11 @@ mod tests {
         let device: Name = "flannel.1".into();
         let mac = Mac([0x12, 0xc6, 0x65, 0x89, 0xb4, 0xe3]);
         let gateway = [10, 244, 1, 0].into();
-        let entries = backend.peer(&site("node1"), &peer).unwrap();
+        let entries = backend.peer(&site("node1"), Peer { lease: &peer, path: None }).unwrap();
         let expected = [
             Entry::Neighbour { device: device.clone(), address: gateway, mac },
             Entry::Fdb { device: device.clone(), mac, remote: peer.public_ip },
-            Entry::Route { device, destination: peer.subnet, gateway },
+            Entry::Route { device, destination: peer.subnet, gateway: Some(gateway), onlink: true },
         ];
         assert_eq!(entries, expected);
         assert!(entries.is_sorted_by_key(Entry::key));
@@ -261,7 +266,7 @@ mod tests {
             (r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#, "no address of one machine"),
         ] {
             let broken = Lease { backend_data: data.into(), ..peer.clone() };
-            let message = backend.peer(&site("node1"), &broken).unwrap_err().to_string();
+            let message = backend.peer(&site("node1"), Peer { lease: &broken, path: None }).unwrap_err().to_string();
             assert!(message.starts_with("node node2: ") && message.contains(expected), "{message}");
         }
     }

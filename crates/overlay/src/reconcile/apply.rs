@@ -1,0 +1,190 @@
+//! The difference, applied.
+
+use super::*;
+use crate::kernel::Done;
+
+impl Overlay {
+    /// Brings the kernel to what it should hold: reads it if need be, then creates and changes in the order device,
+    /// address, neighbour, FDB entry, route, and after that removes in the opposite order what should not be there. So
+    /// whatever takes the place of something else is complete before that goes.
+    ///
+    /// A refused operation does not stop the others, except that nothing is done on a device that could not be made, and
+    /// that no device is removed while anything new is missing.
+    ///
+    /// # Errors
+    /// The kernel could not be read, or it is not known what it did; call again after a pause. Refused operations are in
+    /// the [`Outcome`].
+    pub fn apply(&mut self, kernel: &mut dyn Kernel) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::default();
+        let kernel = kernel.as_route();
+        if self.state != Knowledge::Current {
+            self.read(kernel, self.state == Knowledge::Stale)?;
+        }
+        self.resolve(kernel, &mut outcome)?;
+        self.adopt();
+        self.state = Knowledge::Stale;
+        // A device that is made again takes its addresses and entries with it, so the second round reads them anew.
+        if self.create(kernel, &mut outcome)? {
+            self.read(kernel, false)?;
+            self.state = Knowledge::Stale;
+            self.create(kernel, &mut outcome)?;
+        }
+        self.remove(kernel, &mut outcome)?;
+        if outcome.errors.is_empty() {
+            self.state = Knowledge::Current;
+        }
+        Ok(outcome)
+    }
+
+    /// Reads what the kernel holds. With `blame`, what was right before and is not now was someone else's doing.
+    fn read(&mut self, kernel: &mut dyn Route, blame: bool) -> Result<(), Error> {
+        let wanted: Vec<Tunnel> = self.claims.tunnels().cloned().collect();
+        let (devices, found) = Devices::dump(kernel, &self.site, &wanted)?;
+        self.devices = devices;
+        let delta = &mut self.claims.delta;
+        let unfinished: HashSet<Key> =
+            if blame { delta.pending().map(key_of).cloned().collect() } else { HashSet::new() };
+        let elsewhere: Vec<Key> = delta.all_actual().filter(|key| key.is_user_space()).cloned().collect();
+        let elsewhere: Vec<_> = elsewhere.into_iter().filter_map(|key| delta.actual(&key).cloned()).collect();
+        delta.found(found.into_iter().chain(elsewhere).map(|entry| (entry.key(), entry)));
+        if blame {
+            let wrong = delta.pending().filter(|step| !matches!(step, Step::Delete(..))).map(key_of);
+            self.damaged.extend(wrong.filter(|key| !unfinished.contains(key)).cloned());
+        }
+        self.state = Knowledge::Current;
+        Ok(())
+    }
+
+    /// Lets peers of another backend keep what leads to them, and keeps the tunnels of the backend before.
+    fn adopt(&mut self) {
+        if self.adopting.is_empty() && !self.holding {
+            return;
+        }
+        let holdings = Holdings::new(&self.claims.delta);
+        let adopted = std::mem::take(&mut self.adopting).into_iter().filter_map(|name| {
+            let subnet = self.peers.get(&name)?.lease.subnet;
+            Some((name, holdings.leading_to(subnet, self.site.network)))
+        });
+        let mut adopted: Vec<(Name, Vec<Entry>)> = adopted.collect();
+        if self.holding {
+            adopted.push((BEFORE.into(), holdings.tunnels()));
+        }
+        for (owner, entries) in adopted {
+            self.claims.replace(&owner, entries);
+        }
+    }
+
+    /// Creates and changes. Returns true, early, when a device was made in place of another.
+    fn create(&mut self, kernel: &mut dyn Route, outcome: &mut Outcome) -> Result<bool, Error> {
+        let wanted = self.claims.delta.pending().filter_map(|step| match step {
+            Step::Create(_, to) => Some((None, to.clone())),
+            Step::Replace(_, from, to) => Some((Some(from.clone()), to.clone())),
+            Step::Delete(..) => None,
+        });
+        let (tunnels, mut rest): (Vec<_>, Vec<_>) = wanted.partition(|(_, entry)| matches!(entry, Entry::Tunnel(_)));
+        for (_, entry) in tunnels {
+            let Entry::Tunnel(tunnel) = &entry else { continue };
+            match self.devices.put_tunnel(kernel, tunnel) {
+                Ok(Done::Nothing) => {
+                    self.damaged.remove(&entry.key());
+                    self.claims.delta.is(entry.key(), entry);
+                }
+                Ok(done) => {
+                    self.created(entry, outcome);
+                    if done == Done::Remade {
+                        return Ok(true);
+                    }
+                }
+                Err(error) => outcome.errors.push(error),
+            }
+        }
+        rest.retain(|(_, entry)| !self.devices.lacks(entry));
+        let (elsewhere, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, entry)| entry.key().is_user_space());
+        for (from, to) in elsewhere {
+            outcome.hand_over(from.as_ref(), Some(&to));
+            self.created(to, outcome);
+        }
+        let refused = self.devices.put(kernel, &rest)?;
+        let failed: HashSet<usize> = refused.iter().map(|(at, _)| *at).collect();
+        outcome.errors.extend(refused.into_iter().map(|(_, error)| error));
+        for (at, (_, entry)) in rest.into_iter().enumerate() {
+            if !failed.contains(&at) {
+                self.created(entry, outcome);
+            }
+        }
+        Ok(false)
+    }
+
+    fn created(&mut self, entry: Entry, outcome: &mut Outcome) {
+        outcome.done += 1;
+        let key = entry.key();
+        if self.damaged.remove(&key) {
+            outcome.repaired.push(key.clone());
+        }
+        self.claims.delta.is(key, entry);
+    }
+
+    fn remove(&mut self, kernel: &mut dyn Route, outcome: &mut Outcome) -> Result<(), Error> {
+        let doomed = self.claims.delta.pending().filter_map(|step| match step {
+            Step::Delete(_, entry) => Some(entry.clone()),
+            Step::Create(..) | Step::Replace(..) => None,
+        });
+        let mut doomed: Vec<Entry> = doomed.collect();
+        doomed.reverse();
+        if !outcome.errors.is_empty() {
+            // What replaces them is not complete: the tunnels that go, and what hangs on them, stay for now.
+            let claims = &self.claims;
+            let going = |device: &Name| {
+                claims.delta.actual(&Key::Tunnel(device.clone())).is_some() && !claims.wants_tunnel(device)
+            };
+            doomed.retain(|entry| !entry.device().is_some_and(going));
+        }
+        let (tunnels, rest): (Vec<_>, Vec<_>) = doomed.into_iter().partition(|entry| matches!(entry, Entry::Tunnel(_)));
+        let (elsewhere, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|entry| entry.key().is_user_space());
+        let refused = self.devices.delete(kernel, &rest)?;
+        let failed: HashSet<usize> = refused.iter().map(|(at, _)| *at).collect();
+        outcome.errors.extend(refused.into_iter().map(|(_, error)| error));
+        for (at, entry) in rest.iter().enumerate() {
+            if !failed.contains(&at) {
+                self.removed_by_us(entry, outcome);
+            }
+        }
+        for entry in &elsewhere {
+            outcome.hand_over(Some(entry), None);
+            self.removed_by_us(entry, outcome);
+        }
+        for entry in tunnels {
+            let Entry::Tunnel(tunnel) = &entry else { continue };
+            match self.devices.delete_tunnel(kernel, tunnel) {
+                Ok(()) => self.removed_by_us(&entry, outcome),
+                Err(error) => outcome.errors.push(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn removed_by_us(&mut self, entry: &Entry, outcome: &mut Outcome) {
+        outcome.done += 1;
+        self.claims.delta.is_gone(&entry.key());
+    }
+}
+
+fn key_of<'a>(step: Step<'a, Key, Entry>) -> &'a Key {
+    let (Step::Create(key, _) | Step::Replace(key, ..) | Step::Delete(key, _)) = step;
+    key
+}
+
+impl Outcome {
+    /// Leaves an entry that is not the kernel's to the agent.
+    fn hand_over(&mut self, from: Option<&Entry>, to: Option<&Entry>) {
+        if let Some(Entry::Script(script)) = from {
+            self.commands.extend(script.stop.clone());
+        }
+        match (from, to) {
+            (_, Some(Entry::Script(script))) => self.commands.extend(script.start.clone()),
+            (_, Some(Entry::Forward { destination, to })) => self.forwards.push((*destination, Some(*to))),
+            (Some(Entry::Forward { destination, .. }), None) => self.forwards.push((*destination, None)),
+            _ => {}
+        }
+    }
+}
