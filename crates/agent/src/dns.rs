@@ -20,21 +20,18 @@ use podwire_dns::{
     view::View,
 };
 use podwire_k8s::{
-    Client, Event, convert,
-    k8s_openapi::api::{
-        core::v1::{Namespace, Pod, Service},
-        discovery::v1::EndpointSlice,
-    },
+    Client,
+    convert::{self, Read},
+    k8s_openapi::api::core::v1::{Namespace, Pod},
     kube::{Api, runtime::watcher::Config},
-    watch,
 };
-use podwire_model::{Name, ObjectName};
+use podwire_model::{self as model, Name, ObjectName, Problem};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use crate::{
     daemon::{Stop, sleep},
-    update::Update,
+    update::{Update, logged, updates},
 };
 
 /// Flags of `podwire dns`, as CoreDNS spells them.
@@ -123,11 +120,12 @@ impl Feed {
         let client = client.context("directive kubernetes (outside a pod it needs its option kubeconfig)")?.kube();
         let missing = Arc::new(AtomicUsize::new(if wanted.pods { 4 } else { 3 }));
         let sink = || Sink { cluster: cluster.clone(), missing: missing.clone() };
-        tasks.spawn(sink().drain(watch::<Service>(Api::all(client.clone()), Config::default()), apply_service));
-        tasks.spawn(sink().drain(watch::<EndpointSlice>(Api::all(client.clone()), Config::default()), apply_slice));
-        tasks.spawn(sink().drain(watch::<Namespace>(Api::all(client.clone()), Config::default()), apply_namespace));
+        let all = Config::default;
+        tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), convert::service), apply_service));
+        tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), convert::endpoint_slice), apply_slice));
+        tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), namespace_name), apply_namespace));
         if wanted.pods {
-            tasks.spawn(sink().drain(watch::<Pod>(Api::all(client), Config::default()), apply_pod));
+            tasks.spawn(sink().drain(updates(Api::all(client), all(), pod_addresses), apply_pod));
         }
         Ok(Self { needs, _tasks: tasks })
     }
@@ -141,12 +139,12 @@ struct Sink {
 }
 
 impl Sink {
-    async fn drain<K>(self, events: impl Stream<Item = Event<K>>, apply: fn(&mut View, Event<K>)) {
-        let mut events = std::pin::pin!(events);
+    async fn drain<V>(self, updates: impl Stream<Item = (Update<V>, Vec<Problem>)>, apply: fn(&mut View, Update<V>)) {
+        let mut updates = std::pin::pin!(updates.map(logged));
         let mut first = true;
-        while let Some(event) = events.next().await {
-            let complete = matches!(event, Event::Snapshot(_));
-            self.cluster.update(unix_seconds(), |view| apply(view, event));
+        while let Some(update) = updates.next().await {
+            let complete = matches!(update, Update::All(_));
+            self.cluster.update(unix_seconds(), |view| apply(view, update));
             if complete && std::mem::take(&mut first) && self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.cluster.set_synced();
                 info!("the cluster's names are known");
@@ -160,32 +158,32 @@ fn unix_seconds() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
 }
 
-fn apply_service(view: &mut View, event: Event<Service>) {
-    match Update::new(event, convert::service) {
+fn apply_service(view: &mut View, update: Update<model::Service>) {
+    match update {
         Update::All(services) => view.replace_services(services),
         Update::One(service) => view.apply_service(service),
         Update::Gone(name) => view.delete_service(&name),
     }
 }
 
-fn apply_slice(view: &mut View, event: Event<EndpointSlice>) {
-    match Update::new(event, convert::endpoint_slice) {
+fn apply_slice(view: &mut View, update: Update<model::EndpointSlice>) {
+    match update {
         Update::All(slices) => view.replace_slices(slices),
         Update::One(slice) => view.apply_slice(slice),
         Update::Gone(name) => view.delete_slice(&name),
     }
 }
 
-fn apply_namespace(view: &mut View, event: Event<Namespace>) {
-    match Update::new(event, |object| object.metadata.name.as_deref().map(Name::from).into()) {
+fn apply_namespace(view: &mut View, update: Update<Name>) {
+    match update {
         Update::All(names) => view.replace_namespaces(names),
         Update::One(name) => view.apply_namespace(name),
         Update::Gone(name) => view.delete_namespace(&name.name),
     }
 }
 
-fn apply_pod(view: &mut View, event: Event<Pod>) {
-    match Update::new(event, |object| Some(pod_addresses(object)).into()) {
+fn apply_pod(view: &mut View, update: Update<(ObjectName, Vec<IpAddr>)>) {
+    match update {
         Update::All(pods) => view.replace_pods(pods),
         Update::One((name, addresses)) => view.apply_pod(name, addresses),
         Update::Gone(name) => view.delete_pod(&name),
@@ -193,10 +191,14 @@ fn apply_pod(view: &mut View, event: Event<Pod>) {
 }
 
 /// A Pod's addresses; none once it has ended, since they may be another's by then.
-fn pod_addresses(object: &Pod) -> (ObjectName, Vec<IpAddr>) {
+fn pod_addresses(object: &Pod) -> Read<(ObjectName, Vec<IpAddr>)> {
     let status =
         object.status.as_ref().filter(|status| !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
     let ips = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten());
     let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).collect();
-    (convert::object_name(&object.metadata), addresses)
+    Some((convert::object_name(&object.metadata), addresses)).into()
+}
+
+fn namespace_name(object: &Namespace) -> Read<Name> {
+    object.metadata.name.as_deref().map(Name::from).into()
 }

@@ -1,7 +1,16 @@
 //! Watch events about API objects, turned into changes of the model's values.
 
-use podwire_k8s::{Event, convert::Read, kube::ResourceExt};
+use std::fmt::Debug;
+
+use futures_util::{Stream, StreamExt};
+use podwire_k8s::{
+    Event,
+    convert::Read,
+    kube::{Api, Resource, ResourceExt, runtime::watcher::Config},
+    watch_as,
+};
 use podwire_model::{ObjectName, Problem};
+use serde::de::DeserializeOwned;
 use tracing::warn;
 
 /// A watch event in values of the model.
@@ -15,29 +24,50 @@ pub enum Update<V> {
     Gone(ObjectName),
 }
 
+/// Watches what `read` makes of each object, for ever, with what is wrong with the objects. One that nothing can be used
+/// of counts as gone.
+pub fn updates<K, V>(
+    api: Api<K>,
+    config: Config,
+    read: impl Fn(&K) -> Read<V> + Send + 'static,
+) -> impl Stream<Item = (Update<V>, Vec<Problem>)> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    V: Send + 'static,
+{
+    watch_as(api, config, move |object| Named::read(&object, &read)).map(Update::new)
+}
+
+/// Logs what is wrong with the objects of an update, for who has no better place for it.
+pub fn logged<V>((update, problems): (Update<V>, Vec<Problem>)) -> Update<V> {
+    problems.iter().for_each(|problem| warn!("{problem}"));
+    update
+}
+
+/// What an object says, and its name.
+struct Named<V>(ObjectName, Read<V>);
+
+impl<V> Named<V> {
+    fn read<K: ResourceExt>(object: &K, read: impl Fn(&K) -> Read<V>) -> Self {
+        Self(ObjectName::new(object.namespace().unwrap_or_default(), object.name_any()), read(object))
+    }
+}
+
 impl<V> Update<V> {
-    /// Reads what an event is about, with what is wrong with it. An object that nothing can be used of counts as gone.
-    pub fn read<K: ResourceExt>(event: Event<K>, read: impl Fn(&K) -> Read<V>) -> (Self, Vec<Problem>) {
+    fn new(event: Event<Named<V>>) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
-        let mut value = |object: &K| {
-            let read = read(object);
+        let mut value = |read: Read<V>| {
             problems.extend(read.problems);
             read.value
         };
-        let name = |object: &K| ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
         let update = match event {
-            Event::Snapshot(objects) => Self::All(objects.iter().filter_map(value).collect()),
-            Event::Applied(object) => value(&object).map_or_else(|| Self::Gone(name(&object)), Self::One),
-            Event::Deleted(object) => Self::Gone(name(&object)),
+            Event::Snapshot(objects) => {
+                Self::All(objects.into_iter().filter_map(|Named(_, read)| value(read)).collect())
+            }
+            Event::Applied(Named(name, read)) => value(read).map_or(Self::Gone(name), Self::One),
+            Event::Deleted(Named(name, _)) => Self::Gone(name),
         };
         (update, problems)
-    }
-
-    /// Like [`Update::read`]; logs what is wrong.
-    pub fn new<K: ResourceExt>(event: Event<K>, read: impl Fn(&K) -> Read<V>) -> Self {
-        let (update, problems) = Self::read(event, read);
-        problems.iter().for_each(|problem| warn!("{problem}"));
-        update
     }
 }
 
@@ -58,10 +88,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_counts_as_gone() {
-        let update = |event| Update::read(event, convert::service);
+        let read = |service: &Service| Named::read(service, convert::service);
         let (good, mut bad) = (service("good", "10.96.0.7"), service("bad", "10.96.0.8"));
         bad.spec.as_mut().unwrap().type_ = Some("Odd".to_owned());
-        let (Update::All(all), problems) = update(Event::Snapshot(vec![good.clone(), bad.clone()])) else {
+        let (Update::All(all), problems) = Update::new(Event::Snapshot(vec![read(&good), read(&bad)])) else {
             panic!("not all")
         };
         assert_eq!(
@@ -69,8 +99,8 @@ mod tests {
             "Service default/bad: spec.type: \"Odd\" is not a type; the Service is not served"
         );
         assert_eq!(all.iter().map(|service| &*service.name.name).collect::<Vec<_>>(), ["good"]);
-        assert!(matches!(update(Event::Applied(good.clone())).0, Update::One(_)));
-        assert_eq!(update(Event::Applied(bad)).0, Update::Gone(ObjectName::new("default", "bad")));
-        assert_eq!(update(Event::Deleted(good)).0, Update::Gone(ObjectName::new("default", "good")));
+        assert!(matches!(Update::new(Event::Applied(read(&good))).0, Update::One(_)));
+        assert_eq!(Update::new(Event::Applied(read(&bad))).0, Update::Gone(ObjectName::new("default", "bad")));
+        assert_eq!(Update::new(Event::Deleted(read(&good))).0, Update::Gone(ObjectName::new("default", "good")));
     }
 }

@@ -13,4 +13,4 @@ mod watch;
 pub use client::{Client, Error};
 pub use k8s_openapi;
 pub use kube;
-pub use watch::{Event, watch};
+pub use watch::{Event, watch, watch_as};

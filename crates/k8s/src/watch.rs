@@ -29,24 +29,40 @@ where
     K: Resource + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
     K::DynamicType: Default,
 {
+    watch_as(api, config, |object| object)
+}
+
+/// Like [`watch`], of what `read` makes of each object as it arrives. Objects of the API are large: of a complete state,
+/// only one page of them is in memory at a time.
+pub fn watch_as<K, V>(
+    api: Api<K>,
+    config: Config,
+    read: impl FnMut(K) -> V + Send + 'static,
+) -> impl Stream<Item = Event<V>> + Send
+where
+    K: Resource + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
+    K::DynamicType: Default,
+    V: Send + 'static,
+{
     let plural = K::plural(&K::DynamicType::default()).into_owned();
-    let state =
-        State { source: watcher::watcher(api, config).boxed(), listing: Vec::new(), pause: FIRST_PAUSE, plural };
+    let source = watcher::watcher(api, config).boxed();
+    let state = State { source, read, listing: Vec::new(), pause: FIRST_PAUSE, plural };
     stream::unfold(state, |mut state| async move {
         let event = state.next().await?;
         Some((event, state))
     })
 }
 
-struct State<K> {
+struct State<K, V, R> {
     source: stream::BoxStream<'static, watcher::Result<watcher::Event<K>>>,
-    listing: Vec<K>,
+    read: R,
+    listing: Vec<V>,
     pause: Duration,
     plural: String,
 }
 
-impl<K> State<K> {
-    async fn next(&mut self) -> Option<Event<K>> {
+impl<K, V, R: FnMut(K) -> V> State<K, V, R> {
+    async fn next(&mut self) -> Option<Event<V>> {
         loop {
             let event = match self.source.next().await? {
                 Ok(event) => event,
@@ -59,13 +75,13 @@ impl<K> State<K> {
             };
             match event {
                 watcher::Event::Init => self.listing.clear(),
-                watcher::Event::InitApply(object) => self.listing.push(object),
+                watcher::Event::InitApply(object) => self.listing.push((self.read)(object)),
                 watcher::Event::InitDone => {
                     self.pause = FIRST_PAUSE;
                     return Some(Event::Snapshot(std::mem::take(&mut self.listing)));
                 }
-                watcher::Event::Apply(object) => return Some(Event::Applied(object)),
-                watcher::Event::Delete(object) => return Some(Event::Deleted(object)),
+                watcher::Event::Apply(object) => return Some(Event::Applied((self.read)(object))),
+                watcher::Event::Delete(object) => return Some(Event::Deleted((self.read)(object))),
             }
         }
     }
@@ -75,8 +91,9 @@ impl<K> State<K> {
 mod tests {
     use super::*;
 
-    fn state(events: Vec<watcher::Result<watcher::Event<u8>>>) -> State<u8> {
-        State { source: stream::iter(events).boxed(), listing: Vec::new(), pause: FIRST_PAUSE, plural: "things".into() }
+    fn state(events: Vec<watcher::Result<watcher::Event<u8>>>) -> State<u8, u32, fn(u8) -> u32> {
+        let source = stream::iter(events).boxed();
+        State { source, read: |n| u32::from(n) * 10, listing: Vec::new(), pause: FIRST_PAUSE, plural: "things".into() }
     }
 
     #[tokio::test]
@@ -93,10 +110,10 @@ mod tests {
             Ok(Apply(4)),
             Ok(Delete(2)),
         ]);
-        assert_eq!(state.next().await, Some(Event::Snapshot(vec![2, 3])));
+        assert_eq!(state.next().await, Some(Event::Snapshot(vec![20, 30])));
         assert_eq!(state.pause, FIRST_PAUSE, "a complete listing resets the back-off");
-        assert_eq!(state.next().await, Some(Event::Applied(4)));
-        assert_eq!(state.next().await, Some(Event::Deleted(2)));
+        assert_eq!(state.next().await, Some(Event::Applied(40)));
+        assert_eq!(state.next().await, Some(Event::Deleted(20)));
         assert_eq!(state.next().await, None);
     }
 }

@@ -5,18 +5,19 @@ use std::{pin::pin, sync::mpsc};
 use anyhow::bail;
 use futures_util::StreamExt;
 use podwire_k8s::{
-    Client, Event, convert,
+    Client, Event,
+    convert::{self, Read},
     k8s_openapi::{
         api::{core::v1 as core, discovery::v1 as discovery, networking::v1::ServiceCIDR},
         jiff::Timestamp,
     },
     kube::{self, Api, api::ListParams, runtime::watcher},
 };
-use podwire_model::IpNet;
+use podwire_model::{EndpointSlice, IpNet};
 use tracing::{debug, info, warn};
 
 use super::{State, worker::Input};
-use crate::update::Update;
+use crate::update::updates;
 
 /// Set by the cluster autoscaler before it deletes a node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -34,21 +35,14 @@ pub async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, sta
     let ours = all().labels("!service.kubernetes.io/service-proxy-name");
     let with_rules = all().labels("!service.kubernetes.io/headless");
     let mine = all().fields(&format!("metadata.name={node}"));
-    let mut services = pin!(podwire_k8s::watch::<core::Service>(Api::all(kube.clone()), ours));
-    let mut slices = pin!(podwire_k8s::watch::<discovery::EndpointSlice>(Api::all(kube.clone()), with_rules));
+    let mut services = pin!(updates(Api::all(kube.clone()), ours, convert::service));
+    let mut slices = pin!(updates(Api::all(kube.clone()), with_rules, slice));
     let mut nodes = pin!(podwire_k8s::watch::<core::Node>(Api::all(kube.clone()), mine));
     let mut ranges = pin!(service_ranges(kube));
     loop {
         let input = tokio::select! {
-            Some(event) = services.next() => {
-                let (update, problems) = Update::read(event, convert::service);
-                Input::Services(update, problems)
-            }
-            Some(event) = slices.next() => {
-                let trigger = trigger(&event);
-                let (update, problems) = Update::read(event, convert::endpoint_slice);
-                Input::Slices(update, problems, trigger)
-            }
+            Some((update, problems)) = services.next() => Input::Services(update, problems),
+            Some((update, problems)) = slices.next() => Input::Slices(update, problems),
             Some(event) = nodes.next() => match this_node(event, node, state) {
                 Some(input) => input,
                 None => continue,
@@ -62,10 +56,12 @@ pub async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, sta
     }
 }
 
-/// When the control plane saw the reason for this change. Complete lists say nothing about how long anything took.
-fn trigger(event: &Event<discovery::EndpointSlice>) -> Option<Timestamp> {
-    let Event::Applied(slice) = event else { return None };
-    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
+/// A slice, and when the control plane saw the reason for its last change.
+fn slice(object: &discovery::EndpointSlice) -> Read<(EndpointSlice, Option<Timestamp>)> {
+    let trigger = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(TRIGGER_TIME));
+    let trigger = trigger.and_then(|time| time.parse().ok());
+    let Read { value, problems } = convert::endpoint_slice(object);
+    Read { value: value.map(|value| (value, trigger)), problems }
 }
 
 /// What an event says about this node, if anything.

@@ -34,8 +34,8 @@ const CLEAN_PAUSE: Duration = Duration::from_secs(30);
 pub enum Input {
     /// Services changed; with what is wrong with them.
     Services(Update<Service>, Vec<Problem>),
-    /// EndpointSlices changed; and when the control plane saw the reason.
-    Slices(Update<EndpointSlice>, Vec<Problem>, Option<Timestamp>),
+    /// EndpointSlices changed, each with when the control plane saw the reason; with what is wrong with them.
+    Slices(Update<(EndpointSlice, Option<Timestamp>)>, Vec<Problem>),
     /// This node's object; `None` if there is none yet.
     Node(Option<Box<Node>>, Vec<Problem>),
     /// The ranges of cluster IPs, as far as the API tells.
@@ -154,14 +154,17 @@ impl Worker {
                 }
                 problems.into_iter().for_each(|problem| tracker.note(problem));
             }
-            Input::Slices(update, problems, trigger) => {
+            Input::Slices(update, problems) => {
                 metrics.endpoint_changes.inc();
                 metrics.endpoint_changes_pending.inc();
                 metrics.queued();
-                self.triggers.extend(trigger);
                 match update {
-                    Update::All(slices) => tracker.set_slices(slices),
-                    Update::One(slice) => tracker.slice(slice),
+                    // Complete lists say nothing about how long anything took.
+                    Update::All(slices) => tracker.set_slices(slices.into_iter().map(|(slice, _)| slice)),
+                    Update::One((slice, trigger)) => {
+                        self.triggers.extend(trigger);
+                        tracker.slice(slice);
+                    }
                     Update::Gone(name) => tracker.slice_gone(&name),
                 }
                 problems.into_iter().for_each(|problem| tracker.note(problem));
