@@ -3,7 +3,8 @@
 //! kube-proxy`. Sync times are by each program's own metric `kubeproxy_sync_proxy_rules_duration_seconds`.
 //!
 //! The environment variable `PODWIRE_KUBE_PROXY` names the program to compare with, without it there is no comparison;
-//! `PODWIRE_KUBE_PROXY_VERSION` names its version where it does not know it itself.
+//! `PODWIRE_KUBE_PROXY_VERSION` names its version where it does not know it itself. Arguments choose one size and one
+//! mode: `1000x10 nftables`.
 
 use std::{
     env, fs,
@@ -43,6 +44,8 @@ const MODES: &[&str] = &["nftables", "iptables"];
 const PATIENCE: Duration = Duration::from_secs(75);
 /// Changes of one endpoint each.
 const CHANGES: u32 = 4;
+/// Changes a second, and for how many seconds, of the cluster that does not rest.
+const LOAD: [u32; 2] = [100, 10];
 /// Where both serve their metrics, each in its namespace.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 /// How often and how long a program wrote rules.
@@ -63,18 +66,25 @@ fn main() -> Result<()> {
         let args = Podwire::parse_from(&arguments).args;
         return runtime.block_on(podwire_agent::kube_proxy::run(args)).map(drop);
     }
-    let Some(peer) = env::var_os(PEER) else {
+    let asked = |text: &str| arguments.len() < 2 || arguments[1..].iter().any(|argument| argument == text);
+    let peer =
+        env::var_os(PEER).map(|peer| anyhow::Ok(Program { name: version(Path::new(&peer))?, path: peer.into() }));
+    let peer = peer.transpose()?;
+    if peer.is_none() {
         eprintln!("kube-proxy is left out: {PEER} names no program");
-        return Ok(());
-    };
-    let peer = Program { name: version(Path::new(&peer))?, path: peer.into() };
+    }
     let own = Program { name: "podwire".into(), path: env::current_exe()? };
     for [services, each] in SIZES {
+        let size = format!("{services}x{each}");
+        if !asked(&size) {
+            continue;
+        }
         let served = runtime.block_on(Cluster { services: *services, each: *each }.serve())?;
-        for mode in MODES {
-            let theirs = measure(&runtime, &served, (&peer, mode))?;
+        for mode in MODES.iter().filter(|mode| asked(mode)) {
+            let theirs = peer.as_ref().map(|peer| anyhow::Ok((&*peer.name, measure(&runtime, &served, (peer, mode))?)));
+            let theirs = theirs.transpose()?;
             let ours = measure(&runtime, &served, (&own, mode))?;
-            report(&format!("{mode} {services}x{each}"), &ours, (&peer.name, &theirs));
+            report(&format!("{mode} {size}"), &ours, theirs.as_ref().map(|(name, theirs)| (*name, theirs)));
         }
     }
     Ok(())
@@ -105,27 +115,35 @@ struct Needed {
     change: Option<f64>,
     resident: f64,
     most: f64,
+    /// Part of one core under [`LOAD`].
+    core: Option<f64>,
 }
 
-fn report(case: &str, ours: &Needed, (peer, theirs): (&str, &Needed)) {
-    let unfinished = format!("{peer} (ended unfinished)");
-    let time = |metric: &str, ours: Option<f64>, theirs: Option<f64>| {
-        let Some(value) = ours else { return };
-        let peer = if theirs.is_some() { peer } else { &unfinished };
-        let peer = Some((peer, theirs.unwrap_or(PATIENCE.as_secs_f64()) * 1000.0));
-        println!("{}", Measured { bench: "kube-proxy", case, metric, value: value * 1000.0, unit: "ms", peer });
+fn report(case: &str, ours: &Needed, theirs: Option<(&str, &Needed)>) {
+    let line = |metric: &str, unit: &str, value: f64, peer: Option<(&str, f64)>| {
+        println!("{}", Measured { bench: "kube-proxy", case, metric, value, unit, peer });
     };
-    time("from its start until in sync", ours.start, theirs.start);
-    time("first sync", ours.first, theirs.first);
-    if theirs.first.is_some() {
-        time("sync after one endpoint was replaced", ours.change, theirs.change);
+    let unfinished = theirs.map(|(name, _)| format!("{name} (ended unfinished)"));
+    let time = |metric: &str, part: fn(&Needed) -> Option<f64>| {
+        let Some(value) = part(ours) else { return };
+        let peer = theirs.map(|(name, theirs)| match part(theirs) {
+            Some(value) => (name, value * 1000.0),
+            None => (unfinished.as_deref().unwrap_or(name), PATIENCE.as_secs_f64() * 1000.0),
+        });
+        line(metric, "ms", value * 1000.0, peer);
+    };
+    time("from its start until in sync", |needed| needed.start);
+    time("first sync", |needed| needed.first);
+    if theirs.is_none_or(|(_, theirs)| theirs.first.is_some()) {
+        time("sync after one endpoint was replaced", |needed| needed.change);
     }
-    for (metric, value, theirs) in
-        [("resident memory", ours.resident, theirs.resident), ("most memory", ours.most, theirs.most)]
-    {
-        let peer = Some((peer, theirs));
-        println!("{}", Measured { bench: "kube-proxy", case, metric, value, unit: "MB", peer });
+    let [often, seconds] = LOAD;
+    if let Some(core) = ours.core {
+        let peer = theirs.and_then(|(name, theirs)| Some((name, theirs.core? * 100.0)));
+        line(&format!("one core, {often} changes/s for {seconds} s"), "%", core * 100.0, peer);
     }
+    line("resident memory", "MB", ours.resident, theirs.map(|(name, theirs)| (name, theirs.resident)));
+    line("most memory", "MB", ours.most, theirs.map(|(name, theirs)| (name, theirs.most)));
 }
 
 /// A proxy that ends with its owner.
@@ -163,13 +181,37 @@ fn measure(runtime: &Runtime, served: &Served, (program, mode): (&Program, &str)
         changes.extend(last.map(|(now, total)| (total - sum) / (now - count) as f64));
     }
     changes.sort_by(f64::total_cmp);
+    let pid = running.child.id();
+    // Who is not in sync by now does not get to these changes.
+    let core = last.map(|_| runtime.block_on(load(served, pid))).transpose()?;
     Ok(Needed {
         start: synced.map(|_| time),
         first: synced.map(|(count, sum)| sum / count as f64),
         change: changes.get(changes.len() / 2).copied(),
-        resident: memory(running.child.id(), "VmRSS")?,
-        most: memory(running.child.id(), "VmHWM")?,
+        resident: memory(pid, "VmRSS")?,
+        most: memory(pid, "VmHWM")?,
+        core,
     })
+}
+
+/// How much of one core the process used while endpoints were replaced.
+async fn load(served: &Served, pid: u32) -> Result<f64> {
+    let [often, seconds] = LOAD;
+    let (begin, before) = (Instant::now(), processor_time(pid)?);
+    for number in 0..often * seconds {
+        served.change(CHANGES + number % (served.cluster.services - CHANGES)).await?;
+        let due = begin + Duration::from_secs(1) * (number + 1) / often;
+        tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
+    }
+    Ok((processor_time(pid)? - before).as_secs_f64() / begin.elapsed().as_secs_f64())
+}
+
+/// The processor time that a process used so far (`utime` and `stime` of proc_pid_stat(5), in hundredths of a second).
+fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 fn start(namespace: &Namespace, kubeconfig: &str, (program, mode): (&Program, &str)) -> Result<Running> {

@@ -53,6 +53,57 @@ async fn a_watch_goes_on_where_the_list_ended() {
     assert_eq!(from_start.next().await, None, "ends when its time is over");
 }
 
+/// The names in a list, and where its next piece is.
+fn piece(list: &Value) -> (Vec<String>, Option<String>) {
+    let names =
+        list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned());
+    (names.collect(), list["metadata"]["continue"].as_str().map(str::to_owned))
+}
+
+#[tokio::test]
+async fn the_pieces_of_a_list_show_one_state() {
+    let lab = Lab::start().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        lab.post(MAPS, &map(name, json!({"is": "first"}))).await;
+    }
+    let first = lab.get(&format!("{MAPS}?limit=2")).await;
+    assert_eq!(first["metadata"]["remainingItemCount"], 3);
+    let (names, token) = piece(&first);
+    assert_eq!(names, ["a", "b"]);
+    let token = token.unwrap();
+    // What happens now is not in the other pieces; it is in a watch from the list's revision.
+    lab.delete(&format!("{MAPS}/c"), &json!({})).await;
+    lab.post(MAPS, &map("cc", json!({}))).await;
+    lab.merge(&format!("{MAPS}/d"), &json!({"metadata": {"labels": {"is": "changed"}}})).await;
+    let second = lab.get(&format!("{MAPS}?limit=2&continue={token}")).await;
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let (names, next) = piece(&second);
+    assert_eq!(names, ["c", "d"]);
+    assert_eq!(second["items"][1]["metadata"]["labels"]["is"], "first");
+    let last = lab.get(&format!("{MAPS}?limit=2&continue={}", next.unwrap())).await;
+    assert_eq!(piece(&last), (vec!["e".to_owned()], None));
+    assert_eq!(
+        piece(&lab.get(&format!("{MAPS}?limit=1&labelSelector=is%3Dchanged")).await),
+        (vec!["d".to_owned()], None)
+    );
+}
+
+#[tokio::test]
+async fn a_list_whose_beginning_is_forgotten_begins_again() {
+    let lab = Lab::start_with(Server::builder().store(std::sync::Arc::new(Memory::with_history(2)))).await;
+    for name in ["a", "b", "c"] {
+        lab.post(MAPS, &map(name, json!({}))).await;
+    }
+    let token = piece(&lab.get(&format!("{MAPS}?limit=1")).await).1.unwrap();
+    for n in 0..3 {
+        lab.merge(&format!("{MAPS}/c"), &json!({"data": {"n": n.to_string()}})).await;
+    }
+    let refused = lab.send("GET", &format!("{MAPS}?limit=1&continue={token}"), "", "").await.1;
+    assert_eq!((refused["code"].as_u64(), refused["reason"].as_str()), (Some(410), Some("Expired")));
+    let refused = lab.send("GET", &format!("{MAPS}?limit=1&continue=nonsense"), "", "").await.1;
+    assert_eq!(refused["code"], 400, "{refused}");
+}
+
 #[tokio::test]
 async fn a_selector_sees_objects_come_and_go() {
     let lab = Lab::start().await;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     Context,
     body::{self, Body, json},
+    page::{self, Page},
     path::Target,
     query::Query,
     read::{Selection, render},
@@ -14,10 +15,9 @@ use super::{
 };
 use crate::{
     kinds::Kind,
-    object::{name, namespace, number, text},
+    object::{name, number, text},
     registry::{DeleteOptions, Deleted},
     status::Status,
-    store::Key,
 };
 
 /// DELETE of an object.
@@ -42,20 +42,16 @@ pub(super) async fn collection(
 ) -> Result<Response<Body>, Status> {
     let selection = Selection::of(target, &context.query)?;
     let options = options(&context.query, request).await?;
-    let listing = context.api.store.list(target.kind.collection, target.namespace.as_deref());
-    let chosen: Vec<_> = listing.items.iter().filter(|o| selection.takes(o)).collect();
-    for object in &chosen {
-        let value = object.value();
-        let key = Key { namespace: namespace(value).to_owned(), name: name(value).to_owned() };
-        match context.api.delete(target.kind, &key, &options) {
+    let page = Page::of(&*context.api.store, target, &context.query, |object| selection.takes(object))?;
+    for object in &page.items {
+        match context.api.delete(target.kind, &page::key(object), &options) {
             Ok(_) => {}
             // Someone else was faster.
             Err(status) if status.code == StatusCode::NOT_FOUND => {}
             Err(status) => return Err(status),
         }
     }
-    let list = shape::many(target.kind, chosen.iter().map(|o| &***o), listing.revision, (Shape::Plain, Include::None));
-    Ok(json(StatusCode::OK, list))
+    Ok(json(StatusCode::OK, shape::many(target.kind, &page, (Shape::Plain, Include::None))))
 }
 
 fn success(kind: &Kind, object: &Value) -> Value {

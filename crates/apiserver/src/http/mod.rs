@@ -7,6 +7,7 @@ mod discovery;
 mod exec;
 mod logs;
 mod openapi;
+mod page;
 mod path;
 mod query;
 mod read;

@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use super::{
     Context,
     body::{Body, json},
+    page::Page,
     path::Target,
     query::Query,
     shape,
@@ -57,11 +58,10 @@ pub(super) fn render(context: &Context, kind: &Kind, object: &Object) -> bytes::
     shape::one(kind, object, context.shape, shape::include(context.query.text("includeObject")))
 }
 
-/// GET of a collection. `limit` is tolerated: a list is always whole.
+/// GET of a collection, or of a piece of it.
 pub(super) fn list(context: &Context, target: &Target) -> Result<Response<Body>, Status> {
     let selection = Selection::of(target, &context.query)?;
-    let listing = context.api.store.list(target.kind.collection, target.namespace.as_deref());
-    let chosen = listing.items.iter().map(|o| &**o).filter(|o| selection.takes(o));
+    let page = Page::of(&*context.api.store, target, &context.query, |object| selection.takes(object))?;
     let include = shape::include(context.query.text("includeObject"));
-    Ok(json(StatusCode::OK, shape::many(target.kind, chosen, listing.revision, (context.shape, include))))
+    Ok(json(StatusCode::OK, shape::many(target.kind, &page, (context.shape, include))))
 }

@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Value, json};
 
+use super::page::Page;
 use crate::{kinds::Kind, store::Object, table};
 
 /// `includeObject` of a Table.
@@ -86,22 +87,23 @@ pub(super) fn one(kind: &Kind, object: &Object, shape: Shape, include: Include) 
         Shape::Plain => served(kind, object),
         Shape::Metadata => metadata_only(object).to_string().into(),
         Shape::Table => {
-            let revision = object.value()["metadata"]["resourceVersion"].clone();
-            table(kind, std::iter::once(object), &revision, include).to_string().into()
+            let metadata = json!({ "resourceVersion": object.value()["metadata"]["resourceVersion"] });
+            table(kind, std::iter::once(object), &metadata, include).to_string().into()
         }
     }
 }
 
-/// A list.
-pub(super) fn many<'a>(
-    kind: &Kind,
-    objects: impl Iterator<Item = &'a Object>,
-    revision: u64,
-    (shape, include): (Shape, Include),
-) -> Bytes {
+/// A list, or a piece of one.
+pub(super) fn many(kind: &Kind, page: &Page, (shape, include): (Shape, Include)) -> Bytes {
+    let mut metadata = json!({ "resourceVersion": page.revision.to_string() });
+    if let Some(next) = &page.next {
+        metadata["continue"] = next.to_string().into();
+        metadata["remainingItemCount"] = page.remaining.into();
+    }
     let head = |kind: &str, version: &str| {
-        format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{{"resourceVersion":"{revision}"}},"items":["#)
+        format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{metadata},"items":["#)
     };
+    let objects = page.items.iter().map(|object| &**object);
     match shape {
         Shape::Plain => {
             joined(head(&format!("{}List", kind.kind), &kind.api_version()), objects.map(|o| served(kind, o)))
@@ -110,7 +112,7 @@ pub(super) fn many<'a>(
             head("PartialObjectMetadataList", "meta.k8s.io/v1"),
             objects.map(|o| metadata_only(o).to_string().into()),
         ),
-        Shape::Table => table(kind, objects, &revision.to_string().into(), include).to_string().into(),
+        Shape::Table => table(kind, objects, &metadata, include).to_string().into(),
     }
 }
 
@@ -126,7 +128,7 @@ fn joined(head: String, items: impl Iterator<Item = Bytes>) -> Bytes {
     text.freeze()
 }
 
-fn table<'a>(kind: &Kind, objects: impl Iterator<Item = &'a Object>, revision: &Value, include: Include) -> Value {
+fn table<'a>(kind: &Kind, objects: impl Iterator<Item = &'a Object>, metadata: &Value, include: Include) -> Value {
     let rows = objects.map(|object| {
         let mut row = json!({"cells": kind.printer.cells(object.value())});
         match include {
@@ -138,7 +140,7 @@ fn table<'a>(kind: &Kind, objects: impl Iterator<Item = &'a Object>, revision: &
     });
     let rows: Vec<Value> = rows.collect();
     json!({
-        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": revision},
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
         "columnDefinitions": table::definitions(&kind.printer), "rows": rows,
     })
 }
