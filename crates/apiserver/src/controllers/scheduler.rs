@@ -73,7 +73,9 @@ struct Seat<'a> {
 impl<'a> Seat<'a> {
     fn take(&mut self, pod: &'a Pod) {
         self.pods += 1;
-        if let Some(owner) = meta::controller_of(&pod.metadata) {
+        // A pod on its way out takes a place, but says nothing of how its owner's pods will be spread.
+        let stays = pod.metadata.deletion_timestamp.is_none();
+        if let Some(owner) = meta::controller_of(&pod.metadata).filter(|_| stays) {
             *self.by_owner.entry(&owner.uid).or_default() += 1;
         }
         self.host_ports.extend(host_ports(pod));

@@ -7,7 +7,7 @@ use super::{
     fixtures::{deployment, id, node},
     sim::Sim,
 };
-use crate::controllers::{pods, world::Kind};
+use crate::controllers::{action::Deletion, pods, world::Kind};
 
 fn pod(spec: &Value) -> Value {
     let mut spec = spec.clone();
@@ -70,6 +70,34 @@ fn demands_and_load_decide() {
     ] {
         assert_eq!(placed(&spec), expected, "{spec}");
     }
+}
+
+/// As in a rollout that goes back and forth: pods on their way out do not keep their successors from their nodes.
+#[test]
+fn pods_on_their_way_out_do_not_count_for_the_spread() {
+    let mut sim = Sim::new(1);
+    for name in ["node1", "node2"] {
+        sim.create(Kind::Node, node(name, "True"));
+    }
+    let none = json!({"matchLabels": {"app": "none"}});
+    let template = json!({"metadata": {"labels": {"app": "none"}}, "spec": {"containers": [{"name": "c"}]}});
+    let set = json!({"metadata": {"name": "web"}, "spec": {"replicas": 0, "selector": none, "template": template}});
+    let set = sim.create(Kind::ReplicaSet, set);
+    let uid = &sim.get(&set)["metadata"]["uid"];
+    let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": uid, "controller": true}]);
+    let pod = |name: &str, owner: &Value, node: Value| {
+        let spec = json!({"nodeName": node, "containers": [{"name": "c"}]});
+        json!({"metadata": {"name": name, "ownerReferences": owner, "finalizers": ["podwire/test"]}, "spec": spec})
+    };
+    let old = sim.create(Kind::Pod, pod("old", &owner, json!("node1")));
+    for name in ["other1", "other2"] {
+        sim.create(Kind::Pod, pod(name, &Value::Null, json!("node2")));
+    }
+    sim.delete(&old, Deletion::Background);
+    assert!(sim.get(&old)["metadata"]["deletionTimestamp"].is_string());
+    let new = sim.create(Kind::Pod, pod("new", &owner, Value::Null));
+    sim.settle_controllers();
+    assert_eq!(sim.get(&new)["spec"]["nodeName"], "node1", "{}", sim.get(&new));
 }
 
 #[test]
