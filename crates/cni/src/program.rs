@@ -34,7 +34,8 @@ fn answer(name: &str, variable: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -
         Error::Environment { variable: "argv[0]", detail }
     })?;
     if Verb::from_environment(variable)? == Verb::Version {
-        return Ok(json!({"cniVersion": Version::default(), "supportedVersions": Version::ALL}).to_string());
+        let version = asked_version(stdin).unwrap_or_else(|| Version::default().to_string());
+        return Ok(json!({"cniVersion": version, "supportedVersions": Version::ALL}).to_string());
     }
     let call = Call::parse(variable, stdin)?;
     let result = plugin::call(plugin, &call)?;

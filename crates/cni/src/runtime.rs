@@ -153,12 +153,13 @@ impl Runtime {
         })
     }
 
-    /// Releases everything of `network` that is not in `valid`. Does nothing before version 1.1.0.
+    /// Releases everything of `network` that is not in `valid`. Does nothing before version 1.1.0 or when the network
+    /// says `disableGC`.
     ///
     /// # Errors
     /// All plugins' failures; every plugin is called.
     pub fn gc(&self, network: &NetworkConfig, valid: &[Attachment]) -> Result<()> {
-        if network.cni_version < Version::V1_1_0 {
+        if network.cni_version < Version::V1_1_0 || network.disable_gc {
             return Ok(());
         }
         let valid: Vec<Value> =

@@ -34,12 +34,19 @@ enum Command {
     Flanneld(flanneld::Args),
     /// Answer for cluster names: takes CoreDNS's Corefile
     Dns(dns::Args),
-    /// Install the CNI configuration and plugins on a node
-    InstallCni(cni_install::Args),
+    /// Install the CNI plugins and the network configuration on a node
+    #[command(subcommand)]
+    Cni(Cni),
     /// Check manifests for YAML mistakes: line, column and field of each
     Lint(lint::Args),
     #[command(flatten)]
     Own(lab::Hidden),
+}
+
+#[derive(Debug, Subcommand)]
+enum Cni {
+    /// Copy the plugins and the network configuration to where the container runtime looks; pods may start meanwhile
+    Install(cni_install::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,7 +62,7 @@ fn main() -> ExitCode {
         Command::KubeProxy(args) => agent(kube_proxy::run(*args)),
         Command::Flanneld(args) => agent(flanneld::run(args)),
         Command::Dns(args) => agent(dns::run(args)),
-        Command::InstallCni(args) => agent(cni_install::run(args)),
+        Command::Cni(Cni::Install(args)) => agent(cni_install::run(args)),
         Command::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error: anyhow::Error| {

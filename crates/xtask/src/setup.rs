@@ -6,10 +6,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
-/// A program that the tests and the demo run, and the Debian package that has it.
+/// A program that the tests and the demo run (by its path where it is in no folder of programs), and the Debian package
+/// that has it.
 const PROGRAMS: &[(&str, &str)] = &[
+    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
+    ("busybox", "busybox-static"),
     ("cc", "gcc"),
     ("conntrack", "conntrack"),
+    ("crun", "crun"),
+    ("ctr", "containerd"),
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("ip", "iproute2"),
@@ -20,6 +25,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("kubectl", "kubernetes-client"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("podman", "podman"),
+    ("runc", "runc"),
     ("setpriv", "util-linux"),
     ("tcpdump", "tcpdump"),
     ("wg", "wireguard-tools"),

@@ -55,7 +55,7 @@ impl Plugin for HostLocal {
         let Some(store) = Store::open_existing(&Ipam::data_dir_of(call)?, &call.network)? else { return Ok(()) };
         let stale = store.leases()?;
         let stale = stale.iter().filter(|lease| !valid.iter().any(|(id, ifname)| lease.belongs_to(id, ifname)));
-        all(stale.map(|lease| store.release(lease.ip)))
+        all(stale.map(|lease| store.release(lease.ip)).chain([store.remove_debris()]))
     }
 
     fn status(&self, call: &Call) -> Result<()> {

@@ -18,6 +18,8 @@ pub struct NetworkConfig {
     pub cni_version: Version,
     /// Whether CHECK is not to be called.
     pub disable_check: bool,
+    /// Whether GC is not to be called.
+    pub disable_gc: bool,
     /// The plugins' configurations, each with a `type`.
     pub plugins: Vec<Map<String, Value>>,
 }
@@ -29,7 +31,11 @@ struct List {
     name: Option<String>,
     cni_version: Option<String>,
     #[serde(default)]
+    cni_versions: Vec<String>,
+    #[serde(default)]
     disable_check: bool,
+    #[serde(default, rename = "disableGC")]
+    disable_gc: bool,
     plugins: Option<Vec<Map<String, Value>>>,
 }
 
@@ -70,9 +76,9 @@ impl NetworkConfig {
         }
         Ok(Self {
             name: list.name.filter(|name| !name.is_empty()).ok_or_else(|| wrong("no \"name\""))?,
-            // The specification lets the version be absent; the oldest we serve is the nearest.
-            cni_version: list.cni_version.map_or(Ok(Version::V0_3_0), |version| version.parse())?,
+            cni_version: version(list.cni_version, &list.cni_versions)?,
             disable_check: list.disable_check,
+            disable_gc: list.disable_gc,
             plugins,
         })
     }
@@ -109,6 +115,17 @@ impl NetworkConfig {
             config.insert("prevResult".to_owned(), previous.clone());
         }
         config
+    }
+}
+
+/// The newest version of `cniVersions` (since 1.1.0) that we know, else `cniVersion`.
+fn version(one: Option<String>, several: &[String]) -> Result<Version> {
+    let newest = several.iter().filter_map(|version| version.parse().ok()).max();
+    match (newest, one) {
+        (Some(newest), _) => Ok(newest),
+        (None, Some(one)) => one.parse(),
+        // The specification lets the version be absent; the oldest we serve is the nearest.
+        (None, None) => Ok(Version::V0_3_0),
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod portmap;
+mod protocol;
 mod static_ipam;
 mod support;
 mod upper;

@@ -11,6 +11,7 @@ use crate::{Result, runtime::namespace_is_gone};
 /// container of which nothing is known keeps its address: its ADD may not have ended.
 pub fn reclaim(store: &Store, data_dir: &Path, network: &str) -> Result<usize> {
     let Some(results) = data_dir.parent().map(|folder| folder.join("results")) else { return Ok(0) };
+    store.remove_debris()?;
     let leases = store.leases()?;
     let gone: Vec<&Lease> = leases.iter().filter(|lease| is_gone(&results, network, lease)).collect();
     gone.iter().try_for_each(|lease| store.release(lease.ip))?;
@@ -18,5 +19,6 @@ pub fn reclaim(store: &Store, data_dir: &Path, network: &str) -> Result<usize> {
 }
 
 fn is_gone(results: &Path, network: &str, lease: &Lease) -> bool {
-    lease.owner().is_some_and(|(container_id, ifname)| namespace_is_gone(results, network, container_id, ifname))
+    lease.is_debris()
+        || lease.owner().is_some_and(|(container_id, ifname)| namespace_is_gone(results, network, container_id, ifname))
 }

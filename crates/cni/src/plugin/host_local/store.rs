@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, runtime::write_whole};
+use crate::{Error, Result, error::all, runtime::write_whole};
 
 /// The leases of one network, locked against every other process, also those of the reference plugin: same files, same
 /// lock. Dropping it unlocks.
@@ -28,6 +28,12 @@ impl Lease {
     /// Container id and interface, where both are known.
     pub fn owner(&self) -> Option<(&str, &str)> {
         Some((&self.container_id, self.ifname.as_deref()?))
+    }
+
+    /// Whether the file was made and never written, by a program or a machine that ended in between. (Whoever writes one holds
+    /// the lock, and so do we.)
+    pub fn is_debris(&self) -> bool {
+        self.container_id.is_empty()
     }
 
     pub fn belongs_to(&self, container_id: &str, ifname: &str) -> bool {
@@ -88,6 +94,14 @@ impl Store {
         }
         leases.sort_by_key(|lease| lease.ip);
         Ok(leases)
+    }
+
+    /// Deletes files that were being written when their writer ended.
+    pub fn remove_debris(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.folder).map_err(|error| Error::io("list", &self.folder, error))?;
+        let hidden = entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."));
+        all(hidden
+            .map(|entry| fs::remove_file(entry.path()).map_err(|error| Error::io("remove", &entry.path(), error))))
     }
 
     /// The address given out last from the range set with this number.

@@ -152,6 +152,25 @@ fn addresses_of_containers_that_are_gone_are_taken_when_no_other_is_left() {
 }
 
 #[test]
+fn a_crash_in_between_costs_no_address() {
+    let folder = Folder::new();
+    let mut config = config(&folder, json!({"subnet": "10.1.0.0/29", "rangeEnd": "10.1.0.3"}));
+    let network = folder.path().join("net");
+    fs::create_dir_all(&network).unwrap();
+    // The reference plugin ended between making the file and writing it; we between writing it and giving it its name.
+    fs::write(network.join("10.1.0.2"), "").unwrap();
+    fs::write(network.join(".10.1.0.3.77"), "half").unwrap();
+    assert_eq!(add(&config, "a").unwrap(), ["10.1.0.3/29"]);
+    assert_eq!(add(&config, "b").unwrap(), ["10.1.0.2/29"]);
+    assert_eq!(files(&folder), ["10.1.0.2", "10.1.0.3", "last_reserved_ip.0", "lock"]);
+    fs::write(network.join(".10.1.0.3.77"), "half").unwrap();
+    fs::write(network.join("10.1.0.2"), "").unwrap();
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+    HostLocal.gc(&call(Verb::Gc, "", &config).unwrap()).unwrap();
+    assert_eq!(files(&folder), ["10.1.0.3", "last_reserved_ip.0", "lock"]);
+}
+
+#[test]
 fn configurations_that_make_no_sense_are_refused() {
     let folder = Folder::new();
     for (ipam, complaint) in [
