@@ -7,10 +7,8 @@
 mod address;
 mod call;
 mod error;
-mod forward;
 mod ipam;
 mod mark;
-mod masquerade;
 mod owner;
 pub mod plugin;
 mod pod;

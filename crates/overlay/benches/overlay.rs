@@ -148,7 +148,7 @@ fn iproute2() -> Result<Duration> {
                 let gateway = gateway.ok_or("a route to a peer has a gateway")?;
                 writeln!(ip, "route replace {destination} via {gateway} dev {device} onlink")?;
             }
-            Entry::Forward { .. } | Entry::Script(_) => {}
+            _ => {}
         }
     }
     let folder = std::env::temp_dir().join(format!("podwire-bench-overlay-{}", std::process::id()));

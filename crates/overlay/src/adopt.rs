@@ -53,6 +53,10 @@ impl<'a> Holdings<'a> {
             entries.extend(neighbour.cloned());
             entries.extend(self.delta.actual(&Key::Fdb(device.clone(), *mac)).cloned());
         }
+        if let Some(allowed @ Entry::Allowed { peer, .. }) = self.delta.actual(&Key::Allowed(device.clone(), subnet)) {
+            entries.push(allowed.clone());
+            entries.extend(self.delta.actual(&Key::WireguardPeer(device.clone(), *peer)).cloned());
+        }
         entries.extend(self.delta.actual(&Key::Forward(subnet)).cloned());
         entries
     }

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use podwire_kernel::route::{Address, FakeRoute, LinkChange, Route};
+use podwire_kernel::{
+    route::{Address, FakeRoute, LinkChange, Route},
+    wireguard::PrivateKey,
+};
 use podwire_model::{Lease, Name};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::{
-    Overlay,
+    Kernel, Overlay,
     backend::{BACKENDS, Backend, configure},
     kernel::Devices,
     plan::{self, Entry, Key, Path, Peer, Site, Tunnel, Uplink},
@@ -27,11 +30,12 @@ fn cases() -> impl Iterator<Item = Case> {
 }
 
 fn case(conf: Value) -> Case {
-    Case { backend: fresh(&conf), conf }
+    Case { backend: fresh(&conf, 1), conf }
 }
 
-fn fresh(conf: &Value) -> Box<dyn Backend> {
-    configure(conf.as_object().cloned()).unwrap()
+/// As node `n` configures it.
+fn fresh(conf: &Value, n: u8) -> Box<dyn Backend> {
+    configure(conf.as_object().cloned(), &|| Ok(PrivateKey::from_bytes([n; 32]))).unwrap()
 }
 
 /// Node `n`.
@@ -50,11 +54,11 @@ fn site(n: u8) -> Site {
 
 impl Case {
     fn overlay(&self) -> Overlay {
-        Overlay::new(fresh(&self.conf), site(1)).unwrap()
+        Overlay::new(fresh(&self.conf, 1), site(1)).unwrap()
     }
 
     fn lease(&self, n: u8) -> Lease {
-        site(n).lease(self.backend.as_ref())
+        site(n).lease(fresh(&self.conf, n).as_ref())
     }
 
     fn leases(&self, nodes: std::ops::Range<u8>) -> Vec<Lease> {
@@ -80,7 +84,7 @@ impl Case {
         local.filter_map(|entry| if let Entry::Tunnel(tunnel) = entry { Some(tunnel) } else { None }).collect()
     }
 
-    fn held(&self, kernel: &mut dyn Route) -> BTreeMap<Key, Entry> {
+    fn held(&self, kernel: &mut dyn Kernel) -> BTreeMap<Key, Entry> {
         let (_, entries) = Devices::dump(kernel, &site(1), &self.tunnels()).unwrap();
         let count = entries.len();
         let map: BTreeMap<_, _> = entries.into_iter().map(|entry| (entry.key(), entry)).collect();
@@ -137,7 +141,7 @@ fn a_restart_changes_nothing_and_a_change_costs_what_it_is() {
         let held = case.held(&mut kernel);
 
         let published = Site { published: Some(first.lease()), ..site(1) };
-        let mut second = Overlay::new(fresh(&case.conf), published).unwrap();
+        let mut second = Overlay::new(fresh(&case.conf, 1), published).unwrap();
         second.set_peers(peers.clone());
         let in_user_space = case.whole(&peers).len() - case.plan(&peers).len();
         assert_eq!(settle(&mut second, &mut kernel), in_user_space, "a restart");

@@ -7,6 +7,7 @@
 use std::fmt::Display;
 
 use ipnet::{IpNet, Ipv4Net};
+use podwire_kernel::wireguard::PrivateKey;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -33,6 +34,15 @@ pub struct Config {
 /// Text that is no JSON object, an unknown field, a value of the wrong type or out of range, a backend that is not
 /// supported, IPv6: each names the field.
 pub fn parse(text: &str) -> Result<Config, Error> {
+    parse_with_key(text, &|| Err(Error::config("Backend.Type", "this backend needs a key that says who the node is")))
+}
+
+/// As [`parse`], for a node that has a key: `key` is asked for it if the backend is `wireguard`
+/// ([`backend::wireguard::key_file::load_or_create`], for example).
+///
+/// # Errors
+/// As [`parse`], and those of `key`.
+pub fn parse_with_key(text: &str, key: &dyn Fn() -> Result<PrivateKey, Error>) -> Result<Config, Error> {
     let mut fields = Fields::new("", serde_json::from_str(text)?);
     if !fields.take::<bool>("EnableIPv4")?.unwrap_or(true) {
         return Err(Error::config("EnableIPv4", "must be true: IPv6-only overlays are not supported"));
@@ -48,7 +58,7 @@ pub fn parse(text: &str) -> Result<Config, Error> {
     }
     check_subnet_fields(&mut fields, network)?;
     fields.take::<bool>("EnableNFTables")?;
-    let backend = backend::configure(fields.take::<Map<String, Value>>("Backend")?)?;
+    let backend = backend::configure(fields.take::<Map<String, Value>>("Backend")?, key)?;
     fields.finish()?;
     Ok(Config { network: network.into(), backend })
 }
@@ -170,7 +180,10 @@ mod tests {
             (r#"{"Network": "10.244.0.0/16", "SubnetMin": "10.1.0.0"}"#, "SubnetMin: 10.1.0.0"),
             (r#"{"Network": "10.244.0.0/16", "EnableIPv6": true}"#, "EnableIPv6: must be false"),
             (r#"{"Network": "10.244.0.0/16"}"#, "Backend.Type: missing"),
-            (r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "geneve"}}"#, "supported: vxlan"),
+            (
+                r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "geneve"}}"#,
+                "\"geneve\" is not supported; supported: ",
+            ),
             (r#"{"Network": "10.244.0.0/16", "Backend": "vxlan"}"#, r#"Backend: "vxlan""#),
         ];
         for (text, expected) in rows {

@@ -42,6 +42,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The file with this node's WireGuard key.
+    #[error("the node's WireGuard key in {path}: {source}", path = path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read or written, or that it holds no key.
+        source: io::Error,
+    },
     /// The kernel refused a dump or a device that everything else needs.
     #[error(transparent)]
     Kernel(#[from] podwire_kernel::Error),

@@ -15,7 +15,12 @@ use podwire_kernel::{
 };
 use podwire_model::{Family, Name};
 
-use crate::plan::{Entry, Key, Path, Site, Tunnel, TunnelKind};
+use crate::{
+    Kernel,
+    plan::{Entry, Key, Path, Site, Tunnel, TunnelKind},
+};
+
+mod wireguard;
 
 /// Every backend's devices are called so, with flannel's names: it is how an earlier run's are found.
 const PREFIX: &str = "flannel";
@@ -37,13 +42,13 @@ impl Devices {
     /// cluster's network (an earlier run's, with another VNI), and what hangs on them; and the routes that lead to a part
     /// of the cluster's network through a gateway, by whatever device. Other entries on these devices (routes of another
     /// protocol, neighbours that expire, addresses from elsewhere) belong to someone else.
-    pub(crate) fn dump(kernel: &mut dyn Route, site: &Site, wanted: &[Tunnel]) -> Result<(Self, Vec<Entry>)> {
+    pub(crate) fn dump(kernel: &mut dyn Kernel, site: &Site, wanted: &[Tunnel]) -> Result<(Self, Vec<Entry>)> {
         let mut devices = Self::default();
         let mut entries = Vec::new();
         for link in kernel.links()? {
             let name = Name::from(link.name.as_str());
             let listen = wanted.iter().find(|tunnel| tunnel.device == name);
-            let Some(tunnel) = read_tunnel(&link, listen) else {
+            let Some(mut tunnel) = read_tunnel(&link, listen) else {
                 devices.others.insert(name, link.index);
                 continue;
             };
@@ -52,8 +57,14 @@ impl Devices {
             if addresses.is_empty() && listen.is_none() {
                 continue;
             }
-            if let TunnelKind::Vxlan(_) = tunnel.kind {
-                entries.extend(hanging_on(kernel, site, &name, link.index)?);
+            match &mut tunnel.kind {
+                TunnelKind::Vxlan(_) => entries.extend(hanging_on(kernel.as_route(), site, &name, link.index)?),
+                kind @ TunnelKind::Wireguard { .. } => {
+                    let (found, peers) = wireguard::read(kernel, &name, link.index)?;
+                    *kind = found;
+                    entries.extend(peers);
+                }
+                TunnelKind::Ipip(_) | TunnelKind::Tun { .. } => {}
             }
             entries.push(Entry::Tunnel(tunnel));
             entries
@@ -151,7 +162,7 @@ impl Devices {
     }
 
     /// Creates the tunnel, or changes what is there to it.
-    pub(crate) fn put_tunnel(&mut self, kernel: &mut dyn Route, tunnel: &Tunnel) -> Result<Done> {
+    pub(crate) fn put_tunnel(&mut self, kernel: &mut dyn Kernel, tunnel: &Tunnel) -> Result<Done> {
         let (index, done) = put_tunnel(kernel, tunnel)?;
         self.tunnels.insert(tunnel.device.clone(), index);
         Ok(done)
@@ -168,25 +179,37 @@ impl Devices {
     /// were refused, by position.
     pub(crate) fn put(
         &self,
-        kernel: &mut dyn Route,
+        kernel: &mut dyn Kernel,
         entries: &[(Option<Entry>, Entry)],
     ) -> Result<Vec<(usize, Error)>> {
-        let mut edits = Edits::default();
+        let (mut edits, mut changes) = (Edits::default(), wireguard::Changes::default());
         for (at, (existing, entry)) in entries.iter().enumerate() {
+            if changes.push(self, at, entry, true) {
+                continue;
+            }
             edits.push(at, self.edit(entry, true));
             // Where the right remote has been added beside a wrong one, replacing leaves both.
             if let Some(wrong @ Entry::Fdb { .. }) = existing {
                 edits.push(at, self.edit(wrong, false));
             }
         }
-        edits.carry_out(kernel)
+        // Peers are there before routes lead to them.
+        let mut refused = changes.carry_out(kernel);
+        refused.extend(edits.carry_out(kernel.as_route())?);
+        Ok(refused)
     }
 
     /// Deletes the entries, none of them a tunnel. Returns those that were refused, by position.
-    pub(crate) fn delete(&self, kernel: &mut dyn Route, entries: &[Entry]) -> Result<Vec<(usize, Error)>> {
-        let mut edits = Edits::default();
-        entries.iter().enumerate().for_each(|(at, entry)| edits.push(at, self.edit(entry, false)));
-        edits.carry_out(kernel)
+    pub(crate) fn delete(&self, kernel: &mut dyn Kernel, entries: &[Entry]) -> Result<Vec<(usize, Error)>> {
+        let (mut edits, mut changes) = (Edits::default(), wireguard::Changes::default());
+        for (at, entry) in entries.iter().enumerate() {
+            if !changes.push(self, at, entry, false) {
+                edits.push(at, self.edit(entry, false));
+            }
+        }
+        let mut refused = edits.carry_out(kernel.as_route())?;
+        refused.extend(changes.carry_out(kernel));
+        Ok(refused)
     }
 
     fn edit(&self, entry: &Entry, put: bool) -> Result<Edit> {
@@ -211,7 +234,11 @@ impl Devices {
                 let route = route(destination, gateway, onlink, index);
                 if put { Edit::ReplaceRoute(route) } else { Edit::DeleteRoute(route) }
             }
-            Entry::Tunnel(_) | Entry::Forward { .. } | Entry::Script(_) => {
+            Entry::Tunnel(_)
+            | Entry::WireguardPeer { .. }
+            | Entry::Allowed { .. }
+            | Entry::Forward { .. }
+            | Entry::Script(_) => {
                 return Err(Error::invalid(format_args!("set {entry:?}"), "it is no entry of a table of the kernel"));
             }
         })
@@ -310,6 +337,8 @@ pub(crate) fn read_tunnel(link: &Link, wanted: Option<&Tunnel>) -> Option<Tunnel
         _ if !link.name.starts_with(PREFIX) => return None,
         LinkKind::Vxlan(vxlan) => TunnelKind::Vxlan(vxlan.clone()),
         LinkKind::Ipip(ipip) => TunnelKind::Ipip(*ipip),
+        // The link does not say.
+        LinkKind::Wireguard => TunnelKind::Wireguard { key: None, port: 0 },
         LinkKind::Tun => match wanted {
             Some(Tunnel { kind: TunnelKind::Tun { listen }, .. }) => TunnelKind::Tun { listen: *listen },
             _ => TunnelKind::Tun { listen: SocketAddr::from(([0, 0, 0, 0], 0)) },
@@ -356,26 +385,13 @@ const fn is_permanent(state: NeighbourState) -> bool {
 }
 
 /// Makes the device what `tunnel` says, in place where the kernel allows it; returns its index.
-fn put_tunnel(kernel: &mut dyn Route, tunnel: &Tunnel) -> Result<(u32, Done)> {
+fn put_tunnel(kernel: &mut dyn Kernel, tunnel: &Tunnel) -> Result<(u32, Done)> {
     let found = kernel.link(&tunnel.device)?;
     let known = found.as_ref().and_then(|link| Some((link.index, read_tunnel(link, Some(tunnel))?)));
     let done = match &known {
-        Some((index, there)) if there.kind == tunnel.kind => {
-            let mut changes = Vec::new();
-            if let Some(mac) = tunnel.mac.filter(|mac| there.mac != Some(*mac)) {
-                changes.push(LinkChange::Mac(mac));
-            }
-            if there.mtu != tunnel.mtu {
-                changes.push(LinkChange::Mtu(tunnel.mtu));
-            }
-            if there.up != tunnel.up {
-                changes.push(LinkChange::Up(tunnel.up));
-            }
-            if changes.is_empty() {
-                return Ok((*index, Done::Nothing));
-            }
-            kernel.change_link(*index, &changes)?;
-            return Ok((*index, Done::Changed));
+        Some((index, there)) if is_changeable(&there.kind, &tunnel.kind) => {
+            let changed = change_tunnel(kernel, *index, there, tunnel)?;
+            return Ok((*index, if changed { Done::Changed } else { Done::Nothing }));
         }
         Some((index, _)) => {
             kernel.delete_link(*index)?;
@@ -387,8 +403,47 @@ fn put_tunnel(kernel: &mut dyn Route, tunnel: &Tunnel) -> Result<(u32, Done)> {
     let kind = match &tunnel.kind {
         TunnelKind::Vxlan(vxlan) => NewLinkKind::Vxlan(vxlan.clone()),
         TunnelKind::Ipip(ipip) => NewLinkKind::Ipip(*ipip),
+        TunnelKind::Wireguard { .. } => NewLinkKind::Wireguard,
         TunnelKind::Tun { .. } => NewLinkKind::Tun,
     };
-    let new = NewLink { mac: tunnel.mac, mtu: Some(tunnel.mtu), up: true, ..NewLink::new(&tunnel.device, kind) };
-    Ok((kernel.create_link(&new)?.index, done))
+    // Once it is up, it listens: not before it knows where.
+    let listens = matches!(kind, NewLinkKind::Wireguard);
+    let new = NewLink { mac: tunnel.mac, mtu: Some(tunnel.mtu), up: !listens, ..NewLink::new(&tunnel.device, kind) };
+    let index = kernel.create_link(&new)?.index;
+    if listens {
+        wireguard::configure(kernel, index, &tunnel.kind)?;
+        kernel.change_link(index, &[LinkChange::Up(true)]).map_err(|error| wireguard::explained(error, tunnel))?;
+    }
+    Ok((index, done))
+}
+
+/// Whether a device of the one kind becomes one of the other without being made anew.
+fn is_changeable(from: &TunnelKind, to: &TunnelKind) -> bool {
+    matches!((from, to), (TunnelKind::Wireguard { .. }, TunnelKind::Wireguard { .. })) || from == to
+}
+
+/// Changes in place what is not as in `tunnel`; returns whether anything was not.
+fn change_tunnel(kernel: &mut dyn Kernel, index: u32, there: &Tunnel, tunnel: &Tunnel) -> Result<bool> {
+    let configured = match tunnel.kind {
+        TunnelKind::Wireguard { .. } if wireguard::read(kernel, &tunnel.device, index)?.0 != tunnel.kind => {
+            wireguard::configure(kernel, index, &tunnel.kind)
+                .map_err(|error| wireguard::explained(error, tunnel))
+                .map(|()| true)?
+        }
+        _ => false,
+    };
+    let mut changes = Vec::new();
+    if let Some(mac) = tunnel.mac.filter(|mac| there.mac != Some(*mac)) {
+        changes.push(LinkChange::Mac(mac));
+    }
+    if there.mtu != tunnel.mtu {
+        changes.push(LinkChange::Mtu(tunnel.mtu));
+    }
+    if there.up != tunnel.up {
+        changes.push(LinkChange::Up(tunnel.up));
+    }
+    if !changes.is_empty() {
+        kernel.change_link(index, &changes).map_err(|error| wireguard::explained(error, tunnel))?;
+    }
+    Ok(configured || !changes.is_empty())
 }

@@ -11,7 +11,10 @@ use podwire_model::{Family, Lease, Name};
 use crate::{Error, backend::Backend};
 
 pub use crate::script::{Command, Script};
-pub use podwire_kernel::route::{Ipip, Mac, Vxlan};
+pub use podwire_kernel::{
+    route::{Ipip, Mac, Vxlan},
+    wireguard::{self, PrivateKey, PublicKey},
+};
 
 /// The interface that carries encapsulated packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +136,22 @@ pub enum Entry {
         /// The outer destination.
         remote: IpAddr,
     },
+    /// A peer of a WireGuard device.
+    WireguardPeer {
+        /// The device's name.
+        device: Name,
+        /// Who it is, and where.
+        peer: wireguard::Peer,
+    },
+    /// What a WireGuard device sends to a peer, and takes from it.
+    Allowed {
+        /// The device's name.
+        device: Name,
+        /// The inner destinations, and sources.
+        range: IpNet,
+        /// The peer.
+        peer: PublicKey,
+    },
     /// A line of the table of a data path in user space: packets for `destination` go to the tunnel end `to`. The agent
     /// learns of it by [`crate::Outcome::forwards`].
     Forward {
@@ -178,6 +197,13 @@ pub enum TunnelKind {
     Vxlan(Vxlan),
     /// IPv4 packets in IPv4 packets, by the kernel.
     Ipip(Ipip),
+    /// Packets encrypted in UDP, by the kernel. Unlike with the others, all of this changes in place.
+    Wireguard {
+        /// Who this node is; a device that someone has just made is nobody.
+        key: Option<PrivateKey>,
+        /// The UDP port that it listens on.
+        port: u16,
+    },
     /// Packets go to a program, the agent's forwarder, which opens the device's queues: see
     /// [`crate::Overlay::forwarder`].
     Tun {
@@ -198,6 +224,10 @@ pub enum Key {
     Neighbour(Name, IpAddr),
     /// Device and inner destination.
     Fdb(Name, Mac),
+    /// Device and peer.
+    WireguardPeer(Name, PublicKey),
+    /// Device and inner destinations.
+    Allowed(Name, IpNet),
     /// Destination.
     Forward(IpNet),
     /// Destination.
@@ -214,6 +244,8 @@ impl Key {
             Self::Address(..) => "address",
             Self::Neighbour(..) => "neighbour",
             Self::Fdb(..) => "fdb",
+            Self::WireguardPeer(..) => "peer",
+            Self::Allowed(..) => "allowed",
             Self::Forward(_) => "forward",
             Self::Route(_) => "route",
             Self::Script(_) => "script",
@@ -234,6 +266,8 @@ impl Entry {
             Self::Address { device, address } => Key::Address(device.clone(), *address),
             Self::Neighbour { device, address, .. } => Key::Neighbour(device.clone(), *address),
             Self::Fdb { device, mac, .. } => Key::Fdb(device.clone(), *mac),
+            Self::WireguardPeer { device, peer } => Key::WireguardPeer(device.clone(), peer.public_key),
+            Self::Allowed { device, range, .. } => Key::Allowed(device.clone(), *range),
             Self::Forward { destination, .. } => Key::Forward(*destination),
             Self::Route { destination, .. } => Key::Route(*destination),
             Self::Script(script) => Key::Script(script.name.clone()),
@@ -247,6 +281,8 @@ impl Entry {
             | Self::Address { device, .. }
             | Self::Neighbour { device, .. }
             | Self::Fdb { device, .. }
+            | Self::WireguardPeer { device, .. }
+            | Self::Allowed { device, .. }
             | Self::Route { device, .. } => Some(device),
             Self::Forward { .. } | Self::Script(_) => None,
         }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use podwire_kernel::route::{Change, Link, Removed, Route};
+use podwire_kernel::{
+    route::{Change, Link, Removed, Route},
+    wireguard::Wireguard,
+};
 use podwire_model::{Lease, Name, delta::Step};
 
 use crate::{
@@ -19,12 +22,12 @@ use crate::{
 };
 
 /// What the reconciler works on: everything that it asks of one network namespace.
-pub trait Kernel: Route {
+pub trait Kernel: Route + Wireguard {
     /// For what takes routes, neighbours and links only.
     fn as_route(&mut self) -> &mut dyn Route;
 }
 
-impl<T: Route> Kernel for T {
+impl<T: Route + Wireguard> Kernel for T {
     fn as_route(&mut self) -> &mut dyn Route {
         self
     }

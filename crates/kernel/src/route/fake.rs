@@ -129,13 +129,7 @@ impl FakeRoute {
     fn set_master(&mut self, index: u32, master: Option<u32>) {
         if let Some(link) = self.links.get_mut(&index) {
             link.master = master;
-            link.port = master.map(|_| BridgePort {
-                hairpin: false,
-                learning: true,
-                flood: true,
-                isolated: false,
-                locked: false,
-            });
+            link.port = master.map(|_| BridgePort { hairpin: false, learning: true, flood: true, isolated: false });
         }
         self.set_default_vlan(index, master);
         if master.is_none() {
@@ -255,7 +249,7 @@ impl Route for FakeRoute {
         };
         let index = self.insert(link.name, kind, link.mac, mtu);
         match link.kind {
-            NewLinkKind::Tun => self.at(index, what)?.mac = None,
+            NewLinkKind::Tun | NewLinkKind::Ipip(_) | NewLinkKind::Wireguard => self.at(index, what)?.mac = None,
             NewLinkKind::Bridge | NewLinkKind::VlanBridge => {
                 let filtering = matches!(link.kind, NewLinkKind::VlanBridge);
                 self.at(index, what)?.vlans = Some(BridgeVlans { filtering, default: 1 });
@@ -310,7 +304,6 @@ impl Route for FakeRoute {
                 LinkChange::Learning(on) => port(link, what)?.learning = on,
                 LinkChange::Flood(on) => port(link, what)?.flood = on,
                 LinkChange::Isolated(on) => port(link, what)?.isolated = on,
-                LinkChange::Locked(on) => port(link, what)?.locked = on,
             }
         }
         Ok(())

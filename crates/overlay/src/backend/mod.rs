@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use podwire_kernel::wireguard::PrivateKey;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -13,18 +14,36 @@ use crate::{
     plan::{Command, Entry, Peer, Site, Uplink},
 };
 
+pub mod ipip;
 pub mod vxlan;
+pub mod wireguard;
 
 /// A line of [`BACKENDS`].
 pub struct Kind {
     /// The value of `Backend.Type`.
     pub name: &'static str,
-    /// Reads the other fields of `Backend`; whatever it does not take is refused as unknown.
-    configure: fn(&mut Fields) -> Result<Box<dyn Backend>, Error>,
+    configure: Configure,
 }
 
+/// Reads the other fields of `Backend`; whatever it does not take is refused as unknown.
+enum Configure {
+    /// From the fields alone.
+    Plain(fn(&mut Fields) -> Configured),
+    /// With the key that says who this node is, whatever its address.
+    Keyed(fn(&mut Fields, PrivateKey) -> Configured),
+}
+
+type Configured = Result<Box<dyn Backend>, Error>;
+
+/// Where this node's key comes from; asked only by a backend that needs it.
+pub(crate) type KeySource<'a> = &'a dyn Fn() -> Result<PrivateKey, Error>;
+
 /// Every backend there is.
-pub const BACKENDS: &[Kind] = &[Kind { name: vxlan::NAME, configure: vxlan::configure }];
+pub const BACKENDS: &[Kind] = &[
+    Kind { name: ipip::NAME, configure: Configure::Plain(ipip::configure) },
+    Kind { name: vxlan::NAME, configure: Configure::Plain(vxlan::configure) },
+    Kind { name: wireguard::NAME, configure: Configure::Keyed(wireguard::configure) },
+];
 
 /// A configured backend.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -72,7 +91,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
 ///
 /// # Errors
 /// No `Type`, one that is not in [`BACKENDS`], a field that the backend does not know or cannot use.
-pub(crate) fn configure(object: Option<Map<String, Value>>) -> Result<Box<dyn Backend>, Error> {
+pub(crate) fn configure(object: Option<Map<String, Value>>, key: KeySource<'_>) -> Result<Box<dyn Backend>, Error> {
     let mut fields = Fields::new("Backend.", object.unwrap_or_default());
     let supported = || BACKENDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
     let Some(name) = fields.take::<String>("Type")? else {
@@ -82,7 +101,41 @@ pub(crate) fn configure(object: Option<Map<String, Value>>) -> Result<Box<dyn Ba
     let Some(kind) = BACKENDS.iter().find(|kind| kind.name == name) else {
         return Err(fields.error("Type", format!("backend {name:?} is not supported; supported: {}", supported())));
     };
-    let backend = (kind.configure)(&mut fields)?;
+    let backend = match kind.configure {
+        Configure::Plain(configure) => configure(&mut fields)?,
+        Configure::Keyed(configure) => configure(&mut fields, key()?)?,
+    };
     fields.finish()?;
     Ok(backend)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    //! What the tests of backends share.
+
+    use super::*;
+
+    /// Who node 1 is.
+    pub fn key() -> PrivateKey {
+        PrivateKey::from_bytes([1; 32])
+    }
+
+    /// The backend that an object like `{"Type": "vxlan"}` configures, or what is wrong with it.
+    pub fn configured(json: &str) -> Result<Box<dyn Backend>, String> {
+        configure(serde_json::from_str(json).unwrap(), &|| Ok(key())).map_err(|error| error.to_string())
+    }
+
+    /// Node `n` of the cluster 10.244.0.0/16 on the network 172.25.0.0/16.
+    pub fn site(n: u8) -> Site {
+        let address = [172, 25, 2, n].into();
+        Site {
+            node: format!("node{n}").into(),
+            network: "10.244.0.0/16".parse().unwrap(),
+            subnet: format!("10.244.{n}.0/24").parse().unwrap(),
+            uplink: Uplink { name: "eth0".into(), index: 2, mtu: 1500, address },
+            public_ip: address,
+            published: None,
+            prepared: None,
+        }
+    }
 }

@@ -16,11 +16,10 @@ impl Overlay {
     /// the [`Outcome`].
     pub fn apply(&mut self, kernel: &mut dyn Kernel) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
-        let kernel = kernel.as_route();
         if self.state != Knowledge::Current {
             self.read(kernel, self.state == Knowledge::Stale)?;
         }
-        self.resolve(kernel, &mut outcome)?;
+        self.resolve(kernel.as_route(), &mut outcome)?;
         self.adopt();
         self.state = Knowledge::Stale;
         // A device that is made again takes its addresses and entries with it, so the second round reads them anew.
@@ -37,7 +36,7 @@ impl Overlay {
     }
 
     /// Reads what the kernel holds. With `blame`, what was right before and is not now was someone else's doing.
-    fn read(&mut self, kernel: &mut dyn Route, blame: bool) -> Result<(), Error> {
+    fn read(&mut self, kernel: &mut dyn Kernel, blame: bool) -> Result<(), Error> {
         let wanted: Vec<Tunnel> = self.claims.tunnels().cloned().collect();
         let (devices, found) = Devices::dump(kernel, &self.site, &wanted)?;
         self.devices = devices;
@@ -75,7 +74,7 @@ impl Overlay {
     }
 
     /// Creates and changes. Returns true, early, when a device was made in place of another.
-    fn create(&mut self, kernel: &mut dyn Route, outcome: &mut Outcome) -> Result<bool, Error> {
+    fn create(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) -> Result<bool, Error> {
         let wanted = self.claims.delta.pending().filter_map(|step| match step {
             Step::Create(_, to) => Some((None, to.clone())),
             Step::Replace(_, from, to) => Some((Some(from.clone()), to.clone())),
@@ -124,7 +123,7 @@ impl Overlay {
         self.claims.delta.is(key, entry);
     }
 
-    fn remove(&mut self, kernel: &mut dyn Route, outcome: &mut Outcome) -> Result<(), Error> {
+    fn remove(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) -> Result<(), Error> {
         let doomed = self.claims.delta.pending().filter_map(|step| match step {
             Step::Delete(_, entry) => Some(entry.clone()),
             Step::Create(..) | Step::Replace(..) => None,

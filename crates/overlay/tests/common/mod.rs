@@ -17,6 +17,7 @@ use podwire_kernel::{
     ns::Namespace,
     route::RouteSocket,
     sysctl::{ProcSys, Sysctl},
+    wireguard::PrivateKey,
 };
 use podwire_model::{Family, Lease};
 use podwire_overlay::{Overlay, Site, config, uplink};
@@ -33,6 +34,20 @@ pub fn able() -> bool {
             false
         }
     }
+}
+
+/// Whether the kernel can make this kind of link, besides. That of the vm tier can, or it is a failure.
+pub fn able_to_make(kind: &str) -> bool {
+    if !able() {
+        return false;
+    }
+    let made = Net::new().inside(|| command(&format!("ip link add probe type {kind}")).output().unwrap());
+    let why = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(made.status.success() || std::env::var_os("PODWIRE_TIER").is_none(), "{why}");
+    if !made.status.success() {
+        eprintln!("skipped here, runs in the vm tier: no {kind} links: {why}");
+    }
+    made.status.success()
 }
 
 /// A network namespace.
@@ -138,11 +153,17 @@ impl Node {
     }
 
     pub fn overlay(&self, net_conf: &str) -> Overlay {
-        Overlay::new(config::parse(net_conf).unwrap().backend, self.site()).unwrap()
+        self.overlay_with_key(net_conf, self.wireguard_key())
     }
 
-    pub fn lease(&self) -> Lease {
-        self.overlay(NET_CONF).lease()
+    pub fn overlay_with_key(&self, net_conf: &str, key: PrivateKey) -> Overlay {
+        let config = config::parse_with_key(net_conf, &|| Ok(key.clone())).unwrap();
+        Overlay::new(config.backend, self.site()).unwrap()
+    }
+
+    /// Who it is, for the backend that asks.
+    pub fn wireguard_key(&self) -> PrivateKey {
+        PrivateKey::from_bytes([self.n; 32])
     }
 }
 
@@ -167,14 +188,22 @@ impl Cluster {
     }
 
     pub fn leases(&self) -> Vec<Lease> {
-        self.nodes.iter().map(Node::lease).collect()
+        self.leases_with(NET_CONF)
+    }
+
+    pub fn leases_with(&self, net_conf: &str) -> Vec<Lease> {
+        self.nodes.iter().map(|node| node.overlay(net_conf).lease()).collect()
     }
 
     /// Runs the overlay on every node.
     pub fn join(&self) -> Vec<Overlay> {
+        self.join_with(NET_CONF)
+    }
+
+    pub fn join_with(&self, net_conf: &str) -> Vec<Overlay> {
         let join = |node: &Node| {
-            let mut overlay = node.overlay(NET_CONF);
-            assert!(overlay.set_peers(self.leases()).is_empty());
+            let mut overlay = node.overlay(net_conf);
+            assert!(overlay.set_peers(self.leases_with(net_conf)).is_empty());
             let outcome = overlay.apply(&mut node.net.routes()).unwrap();
             assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
             assert!(overlay.is_settled());

@@ -31,7 +31,10 @@ struct Row {
 /// What runs in the machine, in this order: what speaks to its kernel, and not what speaks to fakes.
 const TESTS: &[Row] = &[
     Row { name: "kernel", folder: "kernel", target: None, args: &[], modes: None },
-    Row { name: "cni", folder: "cni", target: Some("pods"), args: &["upper", "vlans_are"], modes: None },
+    Row { name: "cni", folder: "cni", target: Some("pods"), args: &["upper"], modes: None },
+    Row { name: "vxlan", folder: "overlay", target: Some("vxlan"), args: &[], modes: None },
+    Row { name: "wireguard", folder: "overlay", target: Some("wireguard"), args: &[], modes: None },
+    Row { name: "ipip", folder: "overlay", target: Some("ipip"), args: &[], modes: None },
     Row { name: "nftables", folder: "proxy", target: Some("nftables"), args: &["golden"], modes: None },
     Row { name: "iptables", folder: "proxy", target: Some("iptables"), args: &["golden"], modes: None },
     Row { name: "ipvs", folder: "proxy", target: Some("ipvs"), args: &["real"], modes: None },
