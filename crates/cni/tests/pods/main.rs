@@ -1,6 +1,7 @@
 //! The real program in real namespaces, called as a runtime calls it; stock tools are the witnesses.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod callers;
 mod portmap;
 mod protocol;
 mod static_ipam;
