@@ -42,3 +42,34 @@ fn pods_reach_each_other_across_a_router() {
         eventually("the client is served by the node", || lab.exec("client", &["curl", "-sf", "-m", "1", &url]).0);
     }
 }
+
+#[test]
+fn a_pod_is_on_the_nodes_own_network_by_macvlan() {
+    let Some(lab) = Lab::new("lan") else { return };
+    lab.up(&["--nodes", "2"]);
+    lab.kubectl(&["apply", "-f", "examples/macvlan-pod.yml"]);
+    let waits = "no file in /etc/cni/net.d describes a network called \"lan\"";
+    eventually("the pod says what it waits for", || lab.kubectl(&["get", "events"]).contains(waits));
+    let conflist = std::fs::read_to_string("../../examples/macvlan.conflist").unwrap();
+    let write = format!(
+        "cat > /etc/cni/net.d/50-lan.new <<'E'\n{conflist}E\nmv /etc/cni/net.d/50-lan.new /etc/cni/net.d/50-lan.conflist"
+    );
+    assert!(lab.exec("node1", &["sh", "-c", &write]).0);
+    lab.kubectl(&["wait", "--for=condition=Ready", "pod/on-lan", "--timeout=20s"]);
+    let pod = lab.kubectl(&["get", "pod", "on-lan", "-o", "jsonpath={.status.podIPs[*].ip}"]);
+    assert!(pod.starts_with("10.244.0.") && !pod.contains(' '), "its address in the cluster is that of eth0: {pod}");
+    let link = lab.run_in_pod("on-lan", &["ip", "-d", "address", "show", "net1"]);
+    assert!(link.contains("macvlan mode bridge") && link.contains("inet 172.25.2.200/24"), "{link}");
+    for machine in ["client", "node2"] {
+        let (reached, page) = lab.exec(machine, &["curl", "-s", "-m", "3", "http://172.25.2.200/hostname.html"]);
+        assert!(reached && page.contains("on-lan"), "{machine}: {page}");
+    }
+    let (reached, _) = lab.exec("node1", &["ping", "-c1", "-W1", "172.25.2.200"]);
+    assert!(!reached, "the parent's own machine does not reach it: that is macvlan");
+
+    // DEL is told what ADD was told, though the file has gone.
+    assert!(lab.exec("node1", &["rm", "/etc/cni/net.d/50-lan.conflist"]).0);
+    lab.kubectl(&["delete", "pod", "on-lan"]);
+    let leases = lab.exec("node1", &["sh", "-c", "ls /var/lib/cni/networks/lan/ | grep 172"]).1;
+    assert_eq!(leases, "", "the lease has been given back");
+}

@@ -46,17 +46,20 @@ impl NetworkConfig {
     /// # Errors
     /// The first file is broken; the error names it.
     pub fn load_first(folder: &Path) -> Result<Option<Self>> {
-        let entries = match fs::read_dir(folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("list", folder, error)),
-        };
-        let mut files: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| is_config(path)).collect();
-        files.sort();
-        let Some(file) = files.first() else { return Ok(None) };
+        files(folder)?.first().map(|file| Self::load(file)).transpose()
+    }
+
+    /// Loads every file of `folder`, in the order of [`NetworkConfig::load_first`].
+    ///
+    /// # Errors
+    /// A file is broken; the error names it.
+    pub fn load_all(folder: &Path) -> Result<Vec<Self>> {
+        files(folder)?.iter().map(|file| Self::load(file)).collect()
+    }
+
+    fn load(file: &Path) -> Result<Self> {
         let bytes = fs::read(file).map_err(|error| Error::io("read", file, error))?;
-        Self::from_json(&bytes, &file.display().to_string()).map(Some)
+        Self::from_json(&bytes, &file.display().to_string())
     }
 
     /// Reads a list of plugins, or a single plugin; `source` names the JSON in errors.
@@ -127,6 +130,18 @@ fn version(one: Option<String>, several: &[String]) -> Result<Version> {
         // The specification lets the version be absent; the oldest we serve is the nearest.
         (None, None) => Ok(Version::V0_3_0),
     }
+}
+
+/// The configuration files of a folder, sorted by name; none where there is no folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", folder, error)),
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_config(path)).collect();
+    files.sort();
+    Ok(files)
 }
 
 fn is_config(path: &Path) -> bool {

@@ -40,6 +40,18 @@ pub struct Attachment {
     pub args: Vec<(String, String)>,
     /// `runtimeConfig.portMappings`.
     pub port_mappings: Vec<Value>,
+    /// Names of networks that it is connected to besides, by interfaces `net1`, `net2`, ….
+    pub more_networks: Vec<String>,
+}
+
+/// A connected sandbox.
+#[derive(Debug, Clone, Default)]
+pub struct Connected {
+    /// The interfaces in the order of their making, each with its network as it was then: DEL is told what ADD was told,
+    /// whatever has become of the files.
+    interfaces: Vec<(NetworkConfig, runtime::Attachment)>,
+    /// The pod's addresses: those of `eth0`.
+    pub ips: Vec<String>,
 }
 
 /// The network that the first configuration file describes. Cheap to clone.
@@ -64,37 +76,71 @@ impl Cni {
         checked.await.map_or_else(NetworkState::NotReady, |()| NetworkState::Ready)
     }
 
-    /// Connects a sandbox: `lo`, then the network. Returns the pod's addresses.
+    /// Connects a sandbox: `lo`, then `eth0` to the network, then the others that it asks for. A failure leaves nothing behind.
     ///
     /// # Errors
-    /// What the plugins say; or they gave no address.
-    pub async fn add(&self, attachment: &Attachment) -> Result<Vec<String>, String> {
+    /// What the plugins say; they gave no address; a network is asked for that no file describes.
+    pub async fn add(&self, attachment: &Attachment) -> Result<Connected, String> {
         let attachment = attachment.clone();
         self.blocking(move |cni| {
-            let failed = |e: podwire_cni::Error| e.to_string();
             let network = cni.network()?;
-            cni.runtime.add(&loopback()?, &attachment.on("lo")).map_err(failed)?;
-            let result = cni.runtime.add(&network, &attachment.on(INTERFACE)).map_err(failed)?;
-            let ips: Vec<String> = result.ips.iter().map(|ip| ip.address.addr().to_string()).collect();
-            if ips.is_empty() { Err(format!("network {:?} gave no address", network.name)) } else { Ok(ips) }
+            let name = network.name.clone();
+            let mut wanted = vec![(loopback()?, "lo".to_owned()), (network, INTERFACE.to_owned())];
+            for (name, number) in attachment.more_networks.iter().zip(1..) {
+                wanted.push((cni.named(name)?, format!("net{number}")));
+            }
+            let mut connected = Connected::default();
+            for (network, interface) in wanted {
+                let attachment = attachment.on(&interface);
+                match cni.runtime.add(&network, &attachment) {
+                    Ok(result) if interface == INTERFACE => {
+                        connected.ips = result.ips.iter().map(|ip| ip.address.addr().to_string()).collect();
+                    }
+                    Ok(_) => {}
+                    Err(error) => return Err(cni.give_up(&connected, error.to_string())),
+                }
+                connected.interfaces.push((network, attachment));
+            }
+            if connected.ips.is_empty() {
+                return Err(cni.give_up(&connected, format!("network {name:?} gave no address")));
+            }
+            Ok(connected)
         })
         .await
     }
 
-    /// Disconnects a sandbox. Succeeds when it was never connected, and when there is no network any more.
+    /// Disconnects a sandbox, the last interface first. May be called again.
     ///
     /// # Errors
-    /// What the plugins say.
-    pub async fn del(&self, attachment: &Attachment) -> Result<(), String> {
-        let attachment = attachment.clone();
-        self.blocking(move |cni| {
-            let failed = |e: podwire_cni::Error| e.to_string();
-            if let Some(network) = NetworkConfig::load_first(&cni.conf_dir).map_err(failed)? {
-                cni.runtime.del(&network, &attachment.on(INTERFACE)).map_err(failed)?;
+    /// What the plugins say; the other interfaces are gone nevertheless.
+    pub async fn del(&self, connected: &Connected) -> Result<(), String> {
+        let connected = connected.clone();
+        self.blocking(move |cni| cni.disconnect(&connected)).await
+    }
+
+    fn disconnect(&self, connected: &Connected) -> Result<(), String> {
+        let mut failures = Vec::new();
+        for (network, attachment) in connected.interfaces.iter().rev() {
+            if let Err(error) = self.runtime.del(network, attachment) {
+                failures.push(error.to_string());
             }
-            cni.runtime.del(&loopback()?, &attachment.on("lo")).map_err(failed)
-        })
-        .await
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+
+    /// Takes back what was connected before something failed, and returns why that failed.
+    fn give_up(&self, connected: &Connected, why: String) -> String {
+        if let Err(error) = self.disconnect(connected) {
+            tracing::warn!(%error, "cannot clean up after a failed CNI ADD");
+        }
+        why
+    }
+
+    /// The network called `name`, whichever file describes it.
+    fn named(&self, name: &str) -> Result<NetworkConfig, String> {
+        let all = NetworkConfig::load_all(&self.conf_dir).map_err(|e| e.to_string())?;
+        let found = all.into_iter().find(|network| network.name == name);
+        found.ok_or_else(|| format!("no file in {} describes a network called {name:?}", self.conf_dir.display()))
     }
 
     fn network(&self) -> Result<NetworkConfig, String> {

@@ -10,19 +10,31 @@ use std::{
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use podwire_kernel::{mount, ns::Namespace};
 
-use super::cni::{Attachment, Cni};
+use super::cni::{Attachment, Cni, Connected};
 use crate::error::{Context, Result};
 
 /// Where the names of network namespaces are, for CNI plugins and `ip netns`.
 pub const NETNS_DIR: &str = "/run/netns";
 
+/// The annotation by which a pod asks for further networks, as Multus reads it (the short form: names only).
+const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+
 /// What the containers of a pod share.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    /// The pod's network namespace and how CNI knows it; `None` on the node's network.
-    network: Option<(Arc<Namespace>, Attachment)>,
+    /// The pod's network; `None` on the node's.
+    network: Option<Network>,
     /// The pod's addresses.
     pub ips: Vec<String>,
+}
+
+/// A pod's own network namespace.
+#[derive(Debug, Clone)]
+struct Network {
+    namespace: Arc<Namespace>,
+    /// Where its name is.
+    path: PathBuf,
+    connected: Connected,
 }
 
 impl Sandbox {
@@ -41,11 +53,11 @@ impl Sandbox {
         let attachment = attachment(pod, id, path.clone());
         let net = pinned(&path).map_err(|e| format!("failed to create a network namespace: {e}"))?;
         match cni.add(&attachment).await {
-            Ok(ips) => Ok(Self { network: Some((Arc::new(net), attachment)), ips }),
+            Ok(connected) => {
+                let ips = connected.ips.clone();
+                Ok(Self { network: Some(Network { namespace: Arc::new(net), path, connected }), ips })
+            }
             Err(error) => {
-                if let Err(error) = cni.del(&attachment).await {
-                    tracing::warn!(%error, "cannot clean up after a failed CNI ADD");
-                }
                 unpin(&path);
                 let id = &attachment.container_id;
                 Err(format!("failed to setup network for sandbox \"{id}\": {error}"))
@@ -55,7 +67,7 @@ impl Sandbox {
 
     /// The namespace to start containers in; `None` for the node's.
     pub fn namespace(&self) -> Option<Arc<Namespace>> {
-        self.network.as_ref().map(|(net, _)| net.clone())
+        self.network.as_ref().map(|network| network.namespace.clone())
     }
 
     /// Disconnects and removes the namespace. To be called again when it fails.
@@ -63,16 +75,16 @@ impl Sandbox {
     /// # Errors
     /// What the plugins say.
     pub async fn remove(&self, cni: &Cni) -> Result<(), String> {
-        let Some((_, attachment)) = &self.network else { return Ok(()) };
-        cni.del(attachment).await?;
-        unpin(&attachment.netns);
+        let Some(network) = &self.network else { return Ok(()) };
+        cni.del(&network.connected).await?;
+        unpin(&network.path);
         Ok(())
     }
 
     /// Removes the namespace without asking the plugins: for a node that goes down with everything in it.
     pub fn abandon(&self) {
-        if let Some((_, attachment)) = &self.network {
-            unpin(&attachment.netns);
+        if let Some(network) = &self.network {
+            unpin(&network.path);
         }
     }
 }
@@ -108,10 +120,17 @@ fn attachment(pod: &Pod, id: String, netns: PathBuf) -> Attachment {
             ("K8S_POD_INFRA_CONTAINER_ID".into(), id.clone()),
             ("K8S_POD_UID".into(), uid),
         ],
+        more_networks: more_networks(pod),
         port_mappings: pod.spec.as_ref().map(port_mappings).unwrap_or_default(),
         container_id: id,
         netns,
     }
+}
+
+/// The networks that a pod asks for besides the cluster's, by name, separated by commas.
+fn more_networks(pod: &Pod) -> Vec<String> {
+    let asked = pod.metadata.annotations.as_ref().and_then(|all| all.get(NETWORKS)).map_or("", String::as_str);
+    asked.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// `runtimeConfig.portMappings` for the host ports of a pod.
@@ -133,6 +152,17 @@ fn port_mappings(spec: &PodSpec) -> Vec<serde_json::Value> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn further_networks_are_asked_for_by_an_annotation() {
+        let asked = |text: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.annotations = Some([(NETWORKS.to_owned(), text.to_owned())].into());
+            more_networks(&pod)
+        };
+        assert_eq!(asked("lan, storage"), ["lan", "storage"]);
+        assert!(asked("").is_empty() && more_networks(&Pod::default()).is_empty());
+    }
 
     #[test]
     fn host_ports_become_port_mappings() {
