@@ -7,8 +7,10 @@
 mod address;
 mod call;
 mod error;
+mod forward;
 mod ipam;
 mod mark;
+mod masquerade;
 mod owner;
 pub mod plugin;
 mod pod;

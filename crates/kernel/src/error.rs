@@ -126,6 +126,11 @@ impl Error {
         self.errno() == Some(libc::EINVAL)
     }
 
+    /// The kernel does not have this: EOPNOTSUPP.
+    pub fn is_unsupported(&self) -> bool {
+        self.errno() == Some(libc::EOPNOTSUPP)
+    }
+
     /// The same operation may succeed when tried again: EAGAIN, EBUSY, EINTR, or messages were lost.
     pub fn is_transient(&self) -> bool {
         matches!(self.errno(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ENOBUFS))

@@ -1,6 +1,7 @@
 //! The real program in real namespaces, called as a runtime calls it; stock tools are the witnesses.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bridge;
 mod callers;
 mod portmap;
 mod protocol;
@@ -91,11 +92,12 @@ fn a_failed_add_leaves_nothing() {
             assert!(!pod.has_eth0());
             assert_eq!((veths(), node.leases("net")), (vec![], vec![]));
         };
-        nothing(&node.bridge(json!({"ipMasq": true, "ipam": ipam})), 2, "\"ipMasq\" is not supported");
+        let masquerade = json!({"ipMasq": true, "ipMasqBackend": "iptables", "ipam": ipam});
+        nothing(&node.bridge(masquerade), 2, "\"ipMasqBackend\" is not supported");
         nothing(&node.bridge(json!({"mtu": 20, "ipam": ipam})), 100, "Invalid argument");
         nothing(&node.bridge(json!({"bridge": "lo", "ipam": ipam})), 7, "lo exists and is no bridge");
         let unreachable = json!({"subnet": "10.1.0.0/24", "routes": [{"dst": "10.9.0.0/16", "gw": "10.8.0.1"}]});
-        nothing(&node.bridge(json!({"ipam": unreachable})), 100, "Nexthop has invalid gateway");
+        nothing(&node.bridge(json!({"ipMasq": true, "ipam": unreachable})), 100, "Nexthop has invalid gateway");
         let full = json!({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1"});
         nothing(&node.bridge(json!({"ipam": full})), 102, "every address of 10.1.0.1-10.1.0.1 is taken");
 

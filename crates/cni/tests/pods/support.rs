@@ -122,6 +122,14 @@ impl Pod {
         self.namespace.run(|| Ok::<_, podwire_kernel::Error>(run(command))).unwrap()
     }
 
+    /// Whether a program that is run inside succeeds.
+    pub fn succeeds(&self, command: &str) -> bool {
+        let mut words = command.split_whitespace();
+        let mut command = Command::new(words.next().unwrap());
+        let status = || Ok::<_, podwire_kernel::Error>(command.args(words).stdout(Stdio::null()).status().unwrap());
+        self.namespace.run(status).unwrap().success()
+    }
+
     pub fn has_eth0(&self) -> bool {
         RouteSocket::open_in(self.namespace.as_fd()).unwrap().link("eth0").unwrap().is_some()
     }

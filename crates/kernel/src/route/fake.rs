@@ -129,7 +129,13 @@ impl FakeRoute {
     fn set_master(&mut self, index: u32, master: Option<u32>) {
         if let Some(link) = self.links.get_mut(&index) {
             link.master = master;
-            link.port = master.map(|_| BridgePort { hairpin: false, learning: true, flood: true, isolated: false });
+            link.port = master.map(|_| BridgePort {
+                hairpin: false,
+                learning: true,
+                flood: true,
+                isolated: false,
+                locked: false,
+            });
         }
         self.set_default_vlan(index, master);
         if master.is_none() {
@@ -304,6 +310,7 @@ impl Route for FakeRoute {
                 LinkChange::Learning(on) => port(link, what)?.learning = on,
                 LinkChange::Flood(on) => port(link, what)?.flood = on,
                 LinkChange::Isolated(on) => port(link, what)?.isolated = on,
+                LinkChange::Locked(on) => port(link, what)?.locked = on,
             }
         }
         Ok(())

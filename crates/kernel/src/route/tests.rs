@@ -66,17 +66,22 @@ fn links_are_created_changed_and_deleted() {
         assert_eq!((near.kind, near.master, near.peer_index), (LinkKind::Veth, Some(bridge.index), Some(far.index)));
         assert_eq!((far.peer_index, far.peer_netns_id, far.port), (Some(near.index), None, None));
         let port = near.port.unwrap();
-        assert_eq!(port, BridgePort { hairpin: false, learning: true, flood: true, isolated: false });
+        assert_eq!(port, BridgePort { hairpin: false, learning: true, flood: true, isolated: false, locked: false });
 
-        let changes =
-            [LinkChange::Hairpin(true), LinkChange::Mtu(1400), LinkChange::Alias("mine"), LinkChange::Up(true)];
+        let changes = [
+            LinkChange::Hairpin(true),
+            LinkChange::Locked(true),
+            LinkChange::Mtu(1400),
+            LinkChange::Alias("mine"),
+            LinkChange::Up(true),
+        ];
         route.change_link(near.index, &changes).unwrap();
         let near = route.link_by_index(near.index).unwrap().unwrap();
         assert_eq!(
             (near.port.unwrap().hairpin, near.mtu, near.alias.as_deref(), near.up),
             (true, 1400, Some("mine"), true)
         );
-        assert!(near.port.unwrap().learning);
+        assert!(near.port.unwrap().learning && near.port.unwrap().locked);
         route.change_link(near.index, &[LinkChange::Master(None), LinkChange::Up(false)]).unwrap();
         route.change_link(near.index, &[LinkChange::Name("renamed")]).unwrap();
         let near = route.link("renamed").unwrap().unwrap();

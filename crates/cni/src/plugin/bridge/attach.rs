@@ -1,18 +1,16 @@
-use std::{net::IpAddr, os::fd::AsFd};
+use std::net::IpAddr;
 
 use podwire_kernel::{
-    ResultExt,
     ns::Namespace,
-    route::{Address, Link, LinkChange, LinkKind, NewLink, NewLinkKind, Peer, Route, RouteSocket},
-    sysctl::{ProcSys, Sysctl},
+    route::{Link, RouteSocket},
 };
 use podwire_model::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{config::Config, host_name};
+use super::{config::Config, port, segment};
 use crate::{
     Call, CniResult, Error, Result, RouteConfig,
     address::{first_host, mac_of},
-    mark,
+    masquerade,
     pod::{self, describe},
 };
 
@@ -26,124 +24,50 @@ pub struct Attach<'a> {
 }
 
 impl Attach<'_> {
-    /// Makes everything; `assigned` is what the IPAM plugin said.
-    pub fn run(&mut self, assigned: CniResult) -> Result<CniResult> {
-        let mut result = complete(assigned, self.config);
-        let bridge = self.bridge(&result)?;
-        if self.config.gateway {
-            self.serve_as_gateway(&bridge, &result)?;
+    /// Makes everything; `assigned` is what the IPAM plugin said, if there is one.
+    pub fn run(&mut self, assigned: Option<CniResult>) -> Result<CniResult> {
+        let (call, config) = (self.call, self.config);
+        if assigned.as_ref().is_some_and(|assigned| assigned.ips.is_empty()) {
+            return Err(Error::Config("the IPAM plugin gave no address".to_owned()));
         }
-        let veth = self.veth(&bridge, &result)?;
-        let eth = pod::configure(self.call, self.namespace, &mut self.pod, &result, self.config.dad)?;
-        result.interfaces =
-            vec![describe(&bridge, None), describe(&veth, None), describe(&eth, pod::sandbox(self.call))];
+        let mut result = complete(assigned.unwrap_or_default(), config);
+        let mut bridge = segment::bridge(&mut self.host, config, &result)?;
+        let vlan = match config.gateway {
+            true => segment::serve_as_gateway(&mut self.host, config, &bridge, &result.ips)?,
+            false => None,
+        };
+        let mac = config.mac.or_else(|| result.ips.iter().find_map(|ip| mac_of(ip.address.addr())));
+        let veth = port::make(&mut self.host, call, config, &bridge, (self.namespace, mac))?;
+        let eth = self.container(&result)?;
+        if config.port.locked {
+            port::bind_mac(&mut self.host, veth.index, eth.mac)?;
+        }
+        if config.masquerade {
+            masquerade::add(call, &result.ips)?;
+        }
+        if !config.gateway {
+            // A bridge without a MAC address of its own has that of a port.
+            bridge = segment::bridge(&mut self.host, config, &result)?;
+        }
+        result.interfaces = vec![describe(&bridge, None), describe(&veth, None), describe(&eth, pod::sandbox(call))];
         for ip in &mut result.ips {
-            ip.interface = Some(result.interfaces.len() - 1);
+            ip.interface = Some(2);
         }
+        result.interfaces.extend(vlan.map(|vlan| describe(&vlan, None)));
         Ok(result)
     }
 
-    /// The bridge, made when it is not there.
-    fn bridge(&mut self, result: &CniResult) -> Result<Link> {
-        let name = &self.config.bridge;
-        let found = self.host.link(name)?;
-        if found.is_none() {
-            // A fixed MAC: left to itself, a bridge takes the lowest one of its ports and changes it as they come and go.
-            let gateway = result.ips.iter().find_map(|ip| ip.gateway.and_then(mac_of));
-            let mac = gateway.filter(|_| self.config.gateway);
-            let new = NewLink { mac, mtu: self.config.mtu, up: true, ..NewLink::new(name, NewLinkKind::Bridge) };
-            // Another ADD may be making it at this moment.
-            self.host.create_link(&new).map(drop).or_exists()?;
+    /// Sets the container's end up.
+    fn container(&mut self, result: &CniResult) -> Result<Link> {
+        let Self { call, config, namespace, pod, .. } = self;
+        if config.disabled {
+            return pod::interface(call, pod);
         }
-        let link = match found {
-            Some(link) => Some(link),
-            None => self.host.link(name)?,
-        };
-        let link = link.ok_or_else(|| Error::Config(format!("bridge {name} vanished while it was made")))?;
-        if link.kind != LinkKind::Bridge {
-            return Err(Error::Config(format!("{name} exists and is no bridge (kind {:?})", link.kind.name())));
+        // A MAC address that does not follow from the address is not that of the address's last holder.
+        if config.mac.is_some() || result.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
+            pod::announce(namespace, &call.ifname)?;
         }
-        if !link.up {
-            self.host.change_link(link.index, &[LinkChange::Up(true)])?;
-        }
-        Ok(link)
-    }
-
-    /// Gives the bridge the gateways' addresses and lets the host forward.
-    fn serve_as_gateway(&mut self, bridge: &Link, result: &CniResult) -> Result<()> {
-        for ip in &result.ips {
-            if let Some(gateway) = ip.gateway {
-                let net = IpNet::new(gateway, ip.address.prefix_len());
-                let net =
-                    net.map_err(|_| Error::Config(format!("{gateway} cannot be the gateway of {}", ip.address)))?;
-                self.bridge_address(bridge, net)?;
-            }
-        }
-        let any = |v4: bool| result.ips.iter().any(|ip| ip.address.addr().is_ipv4() == v4);
-        if any(true) {
-            ProcSys.ensure("net/ipv4/ip_forward", "1")?;
-        }
-        if any(false) {
-            ProcSys.ensure("net/ipv6/conf/all/forwarding", "1")?;
-        }
-        Ok(())
-    }
-
-    fn bridge_address(&mut self, bridge: &Link, net: IpNet) -> Result<()> {
-        let addresses = self.host.addresses(Some(bridge.index))?;
-        if addresses.iter().any(|address| address.net == net) {
-            return Ok(());
-        }
-        // IPv4: one address; IPv6: one in each network.
-        let rival = |address: &&Address| match (address.net, net) {
-            (IpNet::V4(_), IpNet::V4(_)) => true,
-            (IpNet::V6(old), IpNet::V6(new)) => old.contains(&new.network()) || new.contains(&old.network()),
-            _ => false,
-        };
-        for address in addresses.iter().filter(rival) {
-            if !self.config.force_address {
-                return Err(Error::Exists(format!(
-                    "bridge {} has address {}, not {net}; set forceAddress to replace it",
-                    bridge.name, address.net
-                )));
-            }
-            self.host.delete_address(address).or_gone()?;
-        }
-        let broadcast = match net {
-            IpNet::V4(net) => Some(net.broadcast()),
-            IpNet::V6(_) => None,
-        };
-        Ok(self.host.add_address(&Address { broadcast, ..Address::new(bridge.index, net) }).or_exists()?)
-    }
-
-    /// The veth pair: the host's end on the bridge, the other at its place in the container from the first moment.
-    fn veth(&mut self, bridge: &Link, result: &CniResult) -> Result<Link> {
-        let Self { call, config, .. } = self;
-        let name = host_name(call);
-        let from_address = result.ips.iter().find_map(|ip| mac_of(ip.address.addr()));
-        let peer = Peer {
-            name: &call.ifname,
-            mac: config.mac.or(from_address),
-            mtu: config.mtu,
-            netns: Some(self.namespace.as_fd()),
-        };
-        let new = NewLink {
-            mtu: config.mtu,
-            master: Some(bridge.index),
-            up: true,
-            ..NewLink::new(&name, NewLinkKind::Veth(peer))
-        };
-        let link = self.host.create_link(&new)?;
-        let mark = mark::of(call);
-        let changes =
-            [LinkChange::Alias(&mark), LinkChange::Hairpin(config.hairpin), LinkChange::Isolated(config.isolated)];
-        let marked = self.host.change_link(link.index, &changes);
-        if let Err(error) = marked {
-            // Without its mark nobody will know it for ours.
-            _ = self.host.delete_link(link.index);
-            return Err(error.into());
-        }
-        Ok(link)
+        pod::configure(call, namespace, pod, result, config.dad)
     }
 }
 

@@ -146,6 +146,8 @@ pub struct BridgePort {
     pub flood: bool,
     /// Cannot talk to other isolated ports.
     pub isolated: bool,
+    /// Takes frames only from MAC addresses that the bridge's forwarding database has for it (Linux 5.16).
+    pub locked: bool,
 }
 
 /// A link to create.
@@ -289,4 +291,7 @@ pub enum LinkChange<'a> {
     Flood(bool),
     /// (bridge port) Forbid talking to other isolated ports.
     Isolated(bool),
+    /// (bridge port) Take frames only from MAC addresses that the bridge's forwarding database has for it. Kernels before
+    /// 5.16 say nothing and do nothing: look at [`BridgePort::locked`].
+    Locked(bool),
 }

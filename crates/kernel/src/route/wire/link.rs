@@ -38,6 +38,7 @@ mod kind {
     pub const PORT_LEARNING: u16 = 8;
     pub const PORT_UNICAST_FLOOD: u16 = 9;
     pub const PORT_ISOLATED: u16 = 33;
+    pub const PORT_LOCKED: u16 = 39;
 }
 
 const UP: u32 = libc::IFF_UP as u32;
@@ -200,7 +201,11 @@ pub fn change_link(index: u32, changes: &[LinkChange<'_>]) -> Option<Body> {
             LinkChange::Name(name) => _ = rest.text(libc::IFLA_IFNAME, name),
             LinkChange::Alias(alias) => _ = rest.attribute(libc::IFLA_IFALIAS, alias.as_bytes()),
             LinkChange::Netns(netns) => _ = rest.u32(libc::IFLA_NET_NS_FD, netns.as_raw_fd() as u32),
-            LinkChange::Hairpin(_) | LinkChange::Learning(_) | LinkChange::Flood(_) | LinkChange::Isolated(_) => {}
+            LinkChange::Hairpin(_)
+            | LinkChange::Learning(_)
+            | LinkChange::Flood(_)
+            | LinkChange::Isolated(_)
+            | LinkChange::Locked(_) => {}
         }
     }
     if mask == 0 && rest.0.is_empty() {
@@ -221,6 +226,7 @@ pub fn change_port(index: u32, changes: &[LinkChange<'_>]) -> Option<Body> {
             LinkChange::Learning(on) => _ = port.flag(kind::PORT_LEARNING, on),
             LinkChange::Flood(on) => _ = port.flag(kind::PORT_UNICAST_FLOOD, on),
             LinkChange::Isolated(on) => _ = port.flag(kind::PORT_ISOLATED, on),
+            LinkChange::Locked(on) => _ = port.flag(kind::PORT_LOCKED, on),
             _ => {}
         }
     }
@@ -340,13 +346,14 @@ fn read_vxlan(data: &[u8]) -> Vxlan {
 }
 
 fn read_port(data: &[u8]) -> BridgePort {
-    let mut port = BridgePort { hairpin: false, learning: false, flood: false, isolated: false };
+    let mut port = BridgePort { hairpin: false, learning: false, flood: false, isolated: false, locked: false };
     for (kind, value) in attributes(data) {
         match kind {
             kind::PORT_MODE => port.hairpin = read_flag(value),
             kind::PORT_LEARNING => port.learning = read_flag(value),
             kind::PORT_UNICAST_FLOOD => port.flood = read_flag(value),
             kind::PORT_ISOLATED => port.isolated = read_flag(value),
+            kind::PORT_LOCKED => port.locked = read_flag(value),
             _ => {}
         }
     }
