@@ -1,15 +1,18 @@
-//! Sockets for a relay: an event loop's poll, TCP that is copied without passing through this program, UDP in batches.
+//! Sockets for a relay: an event loop's poll, TCP that is copied without passing through this program, UDP in
+//! batches and in segments.
 //!
 //! Everything is non-blocking and belongs to the network namespace of the thread that makes it. What is called for every
 //! packet returns a bare [`std::io::Error`]: "would block" is no news and must cost nothing.
 
 mod poll;
+mod segments;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod udp;
 
 pub use poll::{Interest, Poller, Ready, Waker};
+pub use segments::{Arrivals, Departure, TunnelSocket};
 pub use tcp::{Pipe, TcpListener, abort, begin_connect, connect_outcome, fill, finish_sending, pour, set_keepalive};
 pub use udp::{Datagram, Datagrams, LocalEnd, UdpFlow, UdpListener};
 

@@ -155,3 +155,36 @@ fn the_limit_of_open_files_is_as_high_as_it_may_be() {
     assert!(raised >= 1024);
     assert_eq!(raise_open_files().unwrap(), raised);
 }
+
+#[test]
+fn segments_are_cut_and_put_together_on_the_way() {
+    let here = "127.0.0.1:0".parse().unwrap();
+    let (from, to) = (TunnelSocket::bind(here).unwrap(), TunnelSocket::bind(here).unwrap());
+    let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
+    plain.set_read_timeout(LONG).unwrap();
+    let address = |port| std::net::SocketAddrV4::new([127, 0, 0, 1].into(), port);
+    let parts = [b"aaaabb".as_slice(), b"bbcc"].map(io::IoSlice::new);
+    let cut = |to, segment| Departure { to, segment, parts: &parts };
+    let far = address(to.port().unwrap());
+    let near = address(plain.local_addr().unwrap().port());
+    assert_eq!(from.send(&[cut(far, 4), cut(near, 4), cut(far, 0)]).unwrap(), 3);
+
+    let mut arrivals = Arrivals::default();
+    patiently(&to, || arrivals.receive(&to));
+    let ranges: Vec<_> = arrivals.datagrams().collect();
+    let datagrams: Vec<Vec<u8>> = ranges.into_iter().map(|range| arrivals.memory()[range].to_vec()).collect();
+    assert_eq!(datagrams, [b"aaaa".as_slice(), b"bbbb", b"cc", b"aaaabbbbcc"]);
+    assert_eq!(arrivals.receive(&to).unwrap_err().kind(), ErrorKind::WouldBlock);
+    for expected in ["aaaa", "bbbb", "cc"] {
+        let mut text = [0; 10];
+        let (length, sender) = plain.recv_from(&mut text).unwrap();
+        assert_eq!((&text[..length], sender.port()), (expected.as_bytes(), from.port().unwrap()));
+    }
+
+    let large = [0; 60_000];
+    let message = Departure { to: far, segment: 1, parts: &[io::IoSlice::new(&large)] };
+    assert!(from.send(&[message]).is_err(), "more segments than a message may have");
+    let twin = TunnelSocket::bind(address(to.port().unwrap())).unwrap();
+    assert_eq!(twin.port().unwrap(), to.port().unwrap());
+    assert_eq!(UdpSocket::bind(("127.0.0.1", twin.port().unwrap())).unwrap_err().kind(), ErrorKind::AddrInUse);
+}

@@ -13,9 +13,9 @@ use crate::{Error, Result, process::tried};
 /// How many datagrams one system call moves at most.
 const BATCH: usize = 32;
 /// Room for one datagram: the largest that UDP can carry.
-const ROOM: usize = 1 << 16;
+pub(super) const ROOM: usize = 1 << 16;
 /// Room for the control message with the local address, aligned as `cmsghdr` wants it.
-const CONTROL: usize = 8;
+pub(super) const CONTROL: usize = 8;
 
 /// The address of this machine that a datagram came to, and that an answer must come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -241,9 +241,9 @@ impl Datagrams {
     }
 }
 
-const EMPTY_VECTOR: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+pub(super) const EMPTY_VECTOR: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
 
-fn empty_header() -> libc::mmsghdr {
+pub(super) fn empty_header() -> libc::mmsghdr {
     // SAFETY: plain data, for which all zero is a header without anything.
     #[allow(unsafe_code)]
     unsafe {
@@ -251,7 +251,7 @@ fn empty_header() -> libc::mmsghdr {
     }
 }
 
-fn empty_name() -> libc::sockaddr_storage {
+pub(super) fn empty_name() -> libc::sockaddr_storage {
     // SAFETY: plain data, for which all zero is an address of no family.
     #[allow(unsafe_code)]
     unsafe {
@@ -281,7 +281,7 @@ fn decode_name(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
 }
 
 /// Writes an address and returns its length.
-fn encode_name(address: SocketAddr, name: &mut libc::sockaddr_storage) -> libc::socklen_t {
+pub(super) fn encode_name(address: SocketAddr, name: &mut libc::sockaddr_storage) -> libc::socklen_t {
     let pointer = ptr::from_mut(name);
     // SAFETY: the storage is as large and aligned as every address type.
     #[allow(unsafe_code)]
@@ -353,7 +353,7 @@ fn encode_local_end(from: LocalEnd, control: &mut [u64; CONTROL]) -> usize {
     }
 }
 
-fn encode_control<T: Copy>(control: &mut [u64; CONTROL], (level, kind): (i32, i32), value: T) -> usize {
+pub(super) fn encode_control<T: Copy>(control: &mut [u64; CONTROL], (level, kind): (i32, i32), value: T) -> usize {
     let size = mem::size_of::<T>() as u32;
     // SAFETY: the buffer is aligned for a cmsghdr and, with 64 bytes, larger than a header and either of the two
     // structs of at most 20 bytes.
