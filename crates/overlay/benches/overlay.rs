@@ -22,6 +22,8 @@ use podwire_overlay::{
 };
 use podwire_testkit::bench::{Measured, percentile};
 
+mod throughput;
+
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 const NET_CONF: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
@@ -29,6 +31,9 @@ const PEERS: u16 = 1000;
 const ROUNDS: usize = 9;
 
 fn main() -> Result<()> {
+    if std::env::args().any(|arg| arg == "udp") {
+        return throughput::run();
+    }
     let (mut by_hand, mut took) = (Vec::new(), <[Vec<Duration>; 3]>::default());
     for _ in 0..ROUNDS {
         by_hand.push(in_namespace(iproute2)?);

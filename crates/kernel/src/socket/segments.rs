@@ -178,18 +178,14 @@ impl Arrivals {
         Ok(count == ARRIVALS)
     }
 
-    /// Where in [`Arrivals::memory`] each datagram is, in the order in which they came.
-    pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.received.iter().enumerate().flat_map(|(index, &(length, segment))| {
+    /// The memory that they are in, and where in it each datagram is, in the order in which they came.
+    pub fn open(&mut self) -> (&mut [u8], impl Iterator<Item = Range<usize>> + '_) {
+        let datagrams = self.received.iter().enumerate().flat_map(|(index, &(length, segment))| {
             let start = index * ROOM;
             let step = segment.max(1);
             (0..length).step_by(step).map(move |at| start + at..start + (at + step).min(length))
-        })
-    }
-
-    /// The bytes of all of them.
-    pub fn memory(&mut self) -> &mut [u8] {
-        &mut self.memory
+        });
+        (&mut self.memory, datagrams)
     }
 }
 

@@ -171,8 +171,8 @@ fn segments_are_cut_and_put_together_on_the_way() {
 
     let mut arrivals = Arrivals::default();
     patiently(&to, || arrivals.receive(&to));
-    let ranges: Vec<_> = arrivals.datagrams().collect();
-    let datagrams: Vec<Vec<u8>> = ranges.into_iter().map(|range| arrivals.memory()[range].to_vec()).collect();
+    let (memory, datagrams) = arrivals.open();
+    let datagrams: Vec<Vec<u8>> = datagrams.map(|at| memory[at].to_vec()).collect();
     assert_eq!(datagrams, [b"aaaa".as_slice(), b"bbbb", b"cc", b"aaaabbbbcc"]);
     assert_eq!(arrivals.receive(&to).unwrap_err().kind(), ErrorKind::WouldBlock);
     for expected in ["aaaa", "bbbb", "cc"] {

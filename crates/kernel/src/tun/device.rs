@@ -64,6 +64,14 @@ impl Queue {
         Ok(Self(file))
     }
 
+    /// From now on the kernel leaves nothing undone, for no queue of the device: every packet is one for the wire.
+    ///
+    /// # Errors
+    /// EBADFD: the device was deleted.
+    pub fn decline_offloads(&self) -> Result<()> {
+        set(&self.0, libc::TUNSETOFFLOAD, 0).map_err(|error| Error::io("decline what a tun leaves undone", error))
+    }
+
     /// Takes one packet that the kernel sends through the device. At most 65,535 bytes; what `packet` has no room for is
     /// lost.
     ///

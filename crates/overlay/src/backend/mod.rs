@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub mod ipip;
+pub mod udp;
 pub mod vxlan;
 pub mod wireguard;
 
