@@ -65,9 +65,12 @@ impl Keys {
         })?;
         let subnet = pod_range(node, family)
             .ok_or_else(|| error(format!("has overlay annotations but no {family:?} range in spec.podCIDRs")))?;
-        let backend = self
-            .get(node, "backend-type")
-            .ok_or_else(|| error(format!("annotation {} is missing", self.key("backend-type"))))?;
+        let backend = match node.annotations.get(&self.key("backend-type")).map(String::as_str) {
+            // flannel's backend "udp" does not say its name.
+            Some("") => "udp",
+            Some(name) => name,
+            None => return Err(error(format!("annotation {} is missing", self.key("backend-type")))),
+        };
         Ok(Some(Lease {
             node: node.name.clone(),
             subnet,
@@ -152,6 +155,16 @@ mod tests {
         assert_eq!((&*lease.backend, &*lease.backend_data), ("vxlan", STOCK[0].1));
         assert_eq!(Keys::default().write(&lease), node.annotations);
         assert_eq!(Keys::default().read(&node, Family::V6).unwrap(), None);
+    }
+
+    #[test]
+    fn an_empty_type_is_that_of_flannels_udp() {
+        let mut annotations = STOCK;
+        (annotations[0].1, annotations[1].1) = ("null", "");
+        let lease = Keys::default().read(&node(&annotations), Family::V4).unwrap().unwrap();
+        assert_eq!((&*lease.backend, &*lease.backend_data), ("udp", "null"));
+        let without: Vec<_> = STOCK.into_iter().filter(|(key, _)| *key != "backend-type").collect();
+        assert!(Keys::default().read(&node(&without), Family::V4).unwrap_err().to_string().contains("is missing"));
     }
 
     #[test]

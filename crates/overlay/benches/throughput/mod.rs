@@ -111,7 +111,7 @@ impl Node {
         pod.change_link(far, &[LinkChange::Up(true)])?;
         pod.add_address(&Address::new(far, IpNet::new(self.pod_address().into(), 24)?))?;
         pod.add_route(&RouteEntry::via("0.0.0.0/0".parse::<IpNet>()?, [10, 244, self.n, 1].into(), far))?;
-        Ok(inside(&self.net, || Ok(ProcSys.ensure("net/ipv4/ip_forward", "1").map(drop)?))?)
+        inside(&self.net, || Ok(ProcSys.ensure("net/ipv4/ip_forward", "1").map(drop)?))
     }
 
     /// Makes the device of a program that carries packets, and the route to all pods.

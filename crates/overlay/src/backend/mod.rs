@@ -42,6 +42,7 @@ pub(crate) type KeySource<'a> = &'a dyn Fn() -> Result<PrivateKey, Error>;
 /// Every backend there is.
 pub const BACKENDS: &[Kind] = &[
     Kind { name: ipip::NAME, configure: Configure::Plain(ipip::configure) },
+    Kind { name: udp::NAME, configure: Configure::Plain(udp::configure) },
     Kind { name: vxlan::NAME, configure: Configure::Plain(vxlan::configure) },
     Kind { name: wireguard::NAME, configure: Configure::Keyed(wireguard::configure) },
 ];

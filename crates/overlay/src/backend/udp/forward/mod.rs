@@ -4,6 +4,10 @@
 //! pod ─▶ kernel ─▶ TUN queue ─▶ split, checksums, table ─▶ UDP_SEGMENT ─▶ peer
 //! pod ◀─ kernel ◀─ TUN queue ◀─ merge, checksums ◀──────── UDP_GRO ◀───── peer
 //! ```
+//!
+//! The owner of an [`Overlay`] has one running whenever [`Settings::of`] says so, from after the first
+//! [`Overlay::apply`] on, with the table that [`Overlay::forwards`] are; after each [`crate::Outcome::forwards`] it sets
+//! the table anew.
 
 mod counters;
 mod outbound;
@@ -11,7 +15,7 @@ mod table;
 mod worker;
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,6 +23,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use ipnet::IpNet;
 use podwire_kernel::{
     Error, Result,
     socket::{Poller, Waker},
@@ -29,6 +34,7 @@ pub use counters::Counters;
 pub use table::Table;
 
 use self::{counters::Shared, worker::Worker};
+use crate::Overlay;
 
 /// Where a forwarder works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +51,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// What the overlay asks for; nothing if it carries no packets in user space. When it changes, start another.
+    pub fn of(overlay: &Overlay) -> Option<Self> {
+        let (tunnel, listen) = overlay.forwarder()?;
+        match (listen, overlay.site().subnet) {
+            (SocketAddr::V4(listen), IpNet::V4(subnet)) => Some(Self {
+                device: tunnel.device.clone(),
+                listen,
+                source: subnet.network(),
+                threads: Self::processors(),
+            }),
+            _ => None,
+        }
+    }
+
     /// As many threads as this process may use processors, at most 16.
     pub fn processors() -> usize {
         thread::available_parallelism().map_or(1, |count| count.get().min(16))

@@ -1,9 +1,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// Which node gets which packets: of the ranges that hold a destination, the longest prefix decides.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +20,17 @@ impl FromIterator<(Ipv4Net, SocketAddrV4)> for Table {
             lengths.entry(range.prefix_len()).or_default().insert(range.network(), to);
         }
         Self { lengths: lengths.into_iter().rev().collect() }
+    }
+}
+
+impl FromIterator<(IpNet, SocketAddr)> for Table {
+    /// Lines of [`crate::Overlay::forwards`]; those of IPv6 are left out.
+    fn from_iter<T: IntoIterator<Item = (IpNet, SocketAddr)>>(lines: T) -> Self {
+        let lines = lines.into_iter().filter_map(|line| match line {
+            (IpNet::V4(range), SocketAddr::V4(to)) => Some((range, to)),
+            _ => None,
+        });
+        lines.collect()
     }
 }
 

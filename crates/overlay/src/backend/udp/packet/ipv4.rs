@@ -75,9 +75,9 @@ pub fn count_hop(packet: &mut [u8]) -> Result<(), Unfit> {
         return Err(Unfit::Expired);
     }
     header[8] -= 1;
-    // The word of time to live and protocol is 0x100 less, so the sum's complement is that much more.
-    let (sum, carry) = u16_at(header, 10).overflowing_add(0x100);
-    put_u16(header, 10, sum + u16::from(carry));
+    // The word of time to live and protocol is 0x100 less, so the complement of the sum is that much more, modulo 0xffff.
+    let sum = u32::from(u16_at(header, 10)) + 0x100;
+    put_u16(header, 10, (sum + u32::from(sum >= 0xffff)) as u16);
     Ok(())
 }
 

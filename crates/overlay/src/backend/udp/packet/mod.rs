@@ -1,10 +1,10 @@
 //! What happens to packets between TUN and socket: pure, on bytes, without IO.
 
-pub mod checksum;
-pub mod icmp;
-pub mod ipv4;
-pub mod merge;
-pub mod split;
+pub(super) mod checksum;
+pub(super) mod icmp;
+pub(super) mod ipv4;
+pub(super) mod merge;
+pub(super) mod split;
 #[cfg(test)]
 mod tests;
 

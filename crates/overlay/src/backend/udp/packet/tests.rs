@@ -58,7 +58,7 @@ impl Fields {
         if let Some(tcp) = &self.tcp {
             transport.extend(tcp.sequence.to_be_bytes());
             transport.extend(tcp.acknowledged.to_be_bytes());
-            transport.extend([((20 + tcp.options.len()) / 4 << 4) as u8, tcp.flags]);
+            transport.extend([((20 + tcp.options.len()) / 4 * 16) as u8, tcp.flags]);
             transport.extend(tcp.window.to_be_bytes());
             transport.extend([0; 4]);
             transport.extend(&tcp.options);
@@ -213,8 +213,7 @@ proptest! {
     fn a_hop_leaves_the_checksum_right(fields in fields()) {
         let mut packet = fields.packet();
         ipv4::count_hop(&mut packet).unwrap();
-        prop_assert_eq!(naive_checksum(&packet[..20]), 0);
-        prop_assert_eq!(packet[8], fields.ttl - 1);
+        prop_assert_eq!(packet, Fields { ttl: fields.ttl - 1, ..fields }.packet());
     }
 
     #[test]
@@ -225,10 +224,7 @@ proptest! {
         let expected: Vec<_> = after.cut(size).iter().map(Fields::packet).collect();
         prop_assert_eq!(cut(&packet, offload), Ok(expected));
         let whole = Offload { segments: None, ..offload };
-        let mut expected = after.packet();
-        // A checksum that was computed anew is the same; the header's was changed, and of two zeros is one.
-        expected[10..12].copy_from_slice(&cut(&packet, whole).unwrap()[0][10..12]);
-        prop_assert_eq!(cut(&packet, whole), Ok(vec![expected]));
+        prop_assert_eq!(cut(&packet, whole), Ok(vec![after.packet()]));
     }
 
     /// Runs of one flow, with whatever breaks a run now and then: the receiver sees what was sent, in order.
