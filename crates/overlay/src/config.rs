@@ -180,14 +180,10 @@ mod tests {
             (r#"{"Network": "10.244.0.0/16", "SubnetMin": "10.1.0.0"}"#, "SubnetMin: 10.1.0.0"),
             (r#"{"Network": "10.244.0.0/16", "EnableIPv6": true}"#, "EnableIPv6: must be false"),
             (r#"{"Network": "10.244.0.0/16"}"#, "Backend.Type: missing"),
-<<<<<<< HEAD
             (
                 r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "geneve"}}"#,
                 "\"geneve\" is not supported; supported: ",
             ),
-=======
-            (r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "geneve"}}"#, "supported: "),
->>>>>>> b0e3976 (Backend udp: flannel's wire format with super-packets on both sides)
             (r#"{"Network": "10.244.0.0/16", "Backend": "vxlan"}"#, r#"Backend: "vxlan""#),
         ];
         for (text, expected) in rows {

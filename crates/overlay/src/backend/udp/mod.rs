@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn configured(json: &str) -> Result<Box<dyn Backend>, String> {
-        super::super::configure(serde_json::from_str(json).unwrap()).map_err(|error| error.to_string())
+        super::super::tests::configured(json)
     }
 
     fn site(network: &str, subnet: &str, address: &str) -> Site {
