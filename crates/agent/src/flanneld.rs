@@ -23,7 +23,7 @@ use podwire_overlay::{
     config::{self, Config},
     lease::{self, Keys},
     masquerade,
-    subnet_env::SubnetEnv,
+    subnet_env::{Range, SubnetEnv},
     uplink,
 };
 use tokio::sync::watch;
@@ -57,7 +57,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Some(name) => name.into(),
         None => node_name(&client).await?,
     };
-    info!(node = %name, network = %config.network, backend = config.backend.name(), "starting");
+    info!(node = %name, networks = ?config.networks, backend = config.backend.name(), "starting");
 
     let nodes = Api::<core::Node>::all(client.kube());
     let mut events = pin!(podwire_k8s::watch(nodes.clone(), watcher::Config::default()));
@@ -242,11 +242,14 @@ impl Daemon {
             return Ok(None);
         };
         let Some(config) = self.config.take() else { return Ok(None) };
+        let Some(network) = config.networks.iter().copied().find(|network| network.addr().is_ipv4()) else {
+            bail!("only IPv4 is supported, and net-conf.json has no Network");
+        };
         let uplink = uplink::choose(&mut self.routes, &self.args.iface, me, Family::V4)?;
         let overwrite = self.keys.public_ip_overwrite(me, Family::V4)?;
         let site = Site {
             node: self.name.clone(),
-            network: config.network,
+            network,
             subnet,
             public_ip: overwrite.or(self.args.public_ip.map(Into::into)).unwrap_or(uplink.address),
             published: self.leases.get(&self.name).cloned(),
@@ -312,7 +315,8 @@ impl Daemon {
     fn write_subnet_env(&self) -> anyhow::Result<()> {
         let Some(overlay) = &self.overlay else { return Ok(()) };
         let Site { network, subnet, .. } = *overlay.site();
-        let env = SubnetEnv { network, subnet, mtu: overlay.mtu(), ip_masq: self.args.ip_masq };
+        let ranges = vec![Range { network, subnet }];
+        let env = SubnetEnv { ranges, mtu: overlay.mtu(), ip_masq: self.args.ip_masq };
         env.write(&self.args.subnet_file)?;
         info!(file = %self.args.subnet_file.display(), mtu = env.mtu, "ready");
         Ok(())

@@ -6,8 +6,9 @@
 
 use std::fmt::Display;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use podwire_kernel::wireguard::PrivateKey;
+use podwire_model::Family;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -19,20 +20,57 @@ use crate::{
 /// The usable content of net-conf.json.
 #[derive(Debug)]
 pub struct Config {
-    /// `Network`: the range of all pods of the cluster.
-    pub network: IpNet,
+    /// `Network` and `IPv6Network`, as far as enabled: the ranges of all pods of the cluster, one for each address family.
+    pub networks: Vec<IpNet>,
     /// `Backend`, checked and configured.
     pub backend: Box<dyn Backend>,
 }
 
+/// The fields of a family.
+struct Names {
+    enable: &'static str,
+    network: &'static str,
+    len: &'static str,
+    bounds: [&'static str; 2],
+    /// The longest prefix that leaves a node two pods.
+    longest: u8,
+    example: &'static str,
+}
+
+const FAMILIES: [(Family, Names); 2] = [
+    (
+        Family::V4,
+        Names {
+            enable: "EnableIPv4",
+            network: "Network",
+            len: "SubnetLen",
+            bounds: ["SubnetMin", "SubnetMax"],
+            longest: 30,
+            example: "10.244.0.0/16",
+        },
+    ),
+    (
+        Family::V6,
+        Names {
+            enable: "EnableIPv6",
+            network: "IPv6Network",
+            len: "IPv6SubnetLen",
+            bounds: ["IPv6SubnetMin", "IPv6SubnetMax"],
+            longest: 126,
+            example: "fd00:10:244::/48",
+        },
+    ),
+];
+
 /// Reads net-conf.json.
 ///
-/// `SubnetLen`, `SubnetMin`, `SubnetMax` are accepted and checked but not used: with `--kube-subnet-mgr` the pod range
-/// of each node comes from the Node object. `EnableNFTables` is accepted: the rules are nftables rules either way.
+/// IPv4 is on unless `EnableIPv4` says otherwise, IPv6 is off unless `EnableIPv6` does, as in flannel. `SubnetLen`,
+/// `SubnetMin`, `SubnetMax` and their IPv6 kin are accepted and checked but not used: with `--kube-subnet-mgr` the pod
+/// range of each node comes from the Node object. `EnableNFTables` is accepted: the rules are nftables rules either way.
 ///
 /// # Errors
 /// Text that is no JSON object, an unknown field, a value of the wrong type or out of range, a backend that is not
-/// supported, IPv6: each names the field.
+/// supported: each names the field.
 pub fn parse(text: &str) -> Result<Config, Error> {
     parse_with_key(text, &|| Err(Error::config("Backend.Type", "this backend needs a key that says who the node is")))
 }
@@ -44,43 +82,52 @@ pub fn parse(text: &str) -> Result<Config, Error> {
 /// As [`parse`], and those of `key`.
 pub fn parse_with_key(text: &str, key: &dyn Fn() -> Result<PrivateKey, Error>) -> Result<Config, Error> {
     let mut fields = Fields::new("", serde_json::from_str(text)?);
-    if !fields.take::<bool>("EnableIPv4")?.unwrap_or(true) {
-        return Err(Error::config("EnableIPv4", "must be true: IPv6-only overlays are not supported"));
+    let mut networks = Vec::new();
+    for (family, names) in &FAMILIES {
+        networks.extend(read_family(&mut fields, *family, names)?);
     }
-    if fields.take::<bool>("EnableIPv6")?.unwrap_or(false) {
-        return Err(Error::config("EnableIPv6", "must be false: IPv6 overlays are not supported"));
+    if networks.is_empty() {
+        return Err(Error::config("EnableIPv4", "must be true, or EnableIPv6 must be: nothing is left to do"));
     }
-    let network = fields
-        .take::<Ipv4Net>("Network")?
-        .ok_or_else(|| Error::config("Network", "missing: expected the cluster's pod range, such as 10.244.0.0/16"))?;
-    if network != network.trunc() {
-        return Err(Error::config("Network", format!("{network} has host bits set, expected {}", network.trunc())));
-    }
-    check_subnet_fields(&mut fields, network)?;
     fields.take::<bool>("EnableNFTables")?;
     let backend = backend::configure(fields.take::<Map<String, Value>>("Backend")?, key)?;
     fields.finish()?;
-    Ok(Config { network: network.into(), backend })
+    Ok(Config { networks, backend })
 }
 
-fn check_subnet_fields(fields: &mut Fields, network: Ipv4Net) -> Result<(), Error> {
-    if let Some(len) = fields.take::<u8>("SubnetLen")?
-        && !(network.prefix_len() < len && len <= 30)
-    {
-        let problem = format!("{len} is no subnet of {network}: expected {} to 30", network.prefix_len() + 1);
-        return Err(Error::config("SubnetLen", problem));
+/// The network of a family, if that is enabled. What is not enabled is not checked either.
+fn read_family(fields: &mut Fields, family: Family, names: &Names) -> Result<Option<IpNet>, Error> {
+    if !fields.take::<bool>(names.enable)?.unwrap_or(family == Family::V4) {
+        for name in [names.network, names.len].iter().chain(&names.bounds) {
+            fields.take::<Value>(name)?;
+        }
+        return Ok(None);
     }
-    for name in ["SubnetMin", "SubnetMax"] {
-        if let Some(address) = fields.take::<std::net::Ipv4Addr>(name)?
+    let wrong = |problem: String| Err(Error::config(names.network, problem));
+    let Some(network) = fields.take::<IpNet>(names.network)? else {
+        return wrong(format!("missing: expected the cluster's pod range, such as {}", names.example));
+    };
+    if Family::of(&network.addr()) != family {
+        return wrong(format!("{network} is no {family:?} range, expected one such as {}", names.example));
+    }
+    if network != network.trunc() {
+        return wrong(format!("{network} has host bits set, expected {}", network.trunc()));
+    }
+    if let Some(len) = fields.take::<u8>(names.len)?
+        && len != 0
+        && !(network.prefix_len() < len && len <= names.longest)
+    {
+        let (least, most) = (network.prefix_len() + 1, names.longest);
+        return Err(Error::config(names.len, format!("{len} is no subnet of {network}: expected {least} to {most}")));
+    }
+    for name in names.bounds {
+        if let Some(address) = fields.take::<std::net::IpAddr>(name)?
             && !network.contains(&address)
         {
-            return Err(Error::config(name, format!("{address} is not in Network {network}")));
+            return Err(Error::config(name, format!("{address} is not in {} {network}", names.network)));
         }
     }
-    for name in ["IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"] {
-        fields.take::<Value>(name)?;
-    }
-    Ok(())
+    Ok(Some(network))
 }
 
 /// The fields of a JSON object, taken one by one; what is left at the end is unknown.
@@ -158,15 +205,14 @@ mod tests {
     fn reads_the_stock_file() {
         let text = r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#;
         let config = parse(text).unwrap();
-        assert_eq!(config.network, "10.244.0.0/16".parse().unwrap());
+        assert_eq!(config.networks, ["10.244.0.0/16".parse().unwrap()]);
         assert_eq!(config.backend.name(), "vxlan");
     }
 
     #[test]
     fn field_names_ignore_case_as_in_go() {
-        let text =
-            r#"{"network": "10.0.0.0/8", "SUBNETLEN": 24, "backend": {"type": "vxlan", "Directrouting": false}}"#;
-        assert_eq!(parse(text).unwrap().network, "10.0.0.0/8".parse().unwrap());
+        let text = r#"{"network": "10.0.0.0/8", "SUBNETLEN": 24, "backend": {"type": "vxlan", "Directrouting": true}}"#;
+        assert_eq!(parse(text).unwrap().networks, ["10.0.0.0/8".parse().unwrap()]);
     }
 
     #[test]
@@ -178,7 +224,13 @@ mod tests {
             (r#"{"Network": "10.244.0.0/16", "Netwrok": 1, "Backend": {"Type": "vxlan"}}"#, "Netwrok: unknown field"),
             (r#"{"Network": "10.244.0.0/16", "SubnetLen": 12}"#, "SubnetLen: 12"),
             (r#"{"Network": "10.244.0.0/16", "SubnetMin": "10.1.0.0"}"#, "SubnetMin: 10.1.0.0"),
-            (r#"{"Network": "10.244.0.0/16", "EnableIPv6": true}"#, "EnableIPv6: must be false"),
+            (r#"{"Network": "fd00::/48"}"#, "Network: fd00::/48 is no V4 range"),
+            (r#"{"Network": "10.244.0.0/16", "EnableIPv6": true}"#, "IPv6Network: missing"),
+            (r#"{"EnableIPv4": false, "Network": "10.244.0.0/16"}"#, "EnableIPv4: must be true, or EnableIPv6"),
+            (
+                r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "IPv6SubnetLen": 127}"#,
+                "IPv6SubnetLen: 127 is no subnet of fd00::/48: expected 49 to 126",
+            ),
             (r#"{"Network": "10.244.0.0/16"}"#, "Backend.Type: missing"),
             (
                 r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "geneve"}}"#,
@@ -191,6 +243,22 @@ mod tests {
             assert!(message.contains(expected), "{text}\n gave: {message}\n want: {expected}");
         }
         assert!(message("[]").starts_with("net-conf.json is not valid JSON"));
+    }
+
+    #[test]
+    fn both_families_or_ipv6_alone() {
+        let backend = r#""Backend": {"Type": "vxlan"}"#;
+        let both = format!(
+            r#"{{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48", "IPv6SubnetLen": 64, {backend}}}"#
+        );
+        let expected: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()];
+        assert_eq!(parse(&both).unwrap().networks, expected);
+        let alone =
+            format!(r#"{{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48", {backend}}}"#);
+        assert_eq!(parse(&alone).unwrap().networks, expected[1..]);
+        // What is switched off is not looked at.
+        let off = format!(r#"{{"Network": "10.244.0.0/16", "EnableIPv6": false, "IPv6Network": "", {backend}}}"#);
+        assert_eq!(parse(&off).unwrap().networks, expected[..1]);
     }
 
     proptest! {

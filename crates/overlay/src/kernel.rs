@@ -81,6 +81,11 @@ impl Devices {
         self.tunnels.values().any(|known| *known == index)
     }
 
+    /// Whether the entry is, or hangs on, one of the overlay's tunnels.
+    pub(crate) fn is_on_tunnel(&self, entry: &Entry) -> bool {
+        entry.device().is_some_and(|device| self.tunnels.contains_key(device))
+    }
+
     /// Whether packets to some peer leave by it, as far as paths were looked up.
     pub(crate) fn is_on_a_path(&self, index: u32) -> bool {
         self.on_paths.contains(&index)

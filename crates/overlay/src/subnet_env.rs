@@ -13,21 +13,30 @@ use crate::Error;
 /// The content of subnet.env. [`fmt::Display`] writes it byte for byte as flannel does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// The pod range of the cluster.
-    pub network: IpNet,
-    /// The pod range of this node.
-    pub subnet: IpNet,
-    /// MTU of pods, in bytes.
+    /// Of each address family at most one.
+    pub ranges: Vec<Range>,
+    /// MTU of pods, in bytes: the smaller one, of two families.
     pub mtu: u32,
     /// Whether this daemon masquerades, so that the CNI plugin need not.
     pub ip_masq: bool,
 }
 
+/// The pod ranges of one address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Of the cluster.
+    pub network: IpNet,
+    /// Of this node.
+    pub subnet: IpNet,
+}
+
 impl fmt::Display for SubnetEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.network.addr().is_ipv6() { "IPV6_" } else { "" };
-        writeln!(f, "FLANNEL_{family}NETWORK={}", self.network)?;
-        writeln!(f, "FLANNEL_{family}SUBNET={}/{}", first_host(&self.subnet), self.subnet.prefix_len())?;
+        for Range { network, subnet } in &self.ranges {
+            let family = if network.addr().is_ipv6() { "IPV6_" } else { "" };
+            writeln!(f, "FLANNEL_{family}NETWORK={network}")?;
+            writeln!(f, "FLANNEL_{family}SUBNET={}/{}", first_host(subnet), subnet.prefix_len())?;
+        }
         writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
         writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
     }
@@ -76,8 +85,7 @@ mod tests {
 
     fn env() -> SubnetEnv {
         SubnetEnv {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet: "10.244.3.0/24".parse().unwrap(),
+            ranges: vec![Range { network: "10.244.0.0/16".parse().unwrap(), subnet: "10.244.3.0/24".parse().unwrap() }],
             mtu: 1450,
             ip_masq: true,
         }
@@ -88,6 +96,13 @@ mod tests {
         let expected =
             "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         assert_eq!(env().to_string(), expected);
+        let mut both = env();
+        both.ranges.push(Range {
+            network: "fd00:10:244::/48".parse().unwrap(),
+            subnet: "fd00:10:244:3::/64".parse().unwrap(),
+        });
+        let v6 = "FLANNEL_IPV6_NETWORK=fd00:10:244::/48\nFLANNEL_IPV6_SUBNET=fd00:10:244:3::1/64\nFLANNEL_MTU";
+        assert_eq!(both.to_string(), expected.replace("FLANNEL_MTU", v6));
     }
 
     #[test]

@@ -6,14 +6,18 @@
 use std::fmt;
 
 use podwire_kernel::wireguard::PrivateKey;
+use podwire_model::Lease;
 use serde_json::{Map, Value};
 
 use crate::{
     Error,
     config::Fields,
-    plan::{Command, Entry, Peer, Site, Uplink},
+    plan::{Command, Entry, Path, Peer, Site, Uplink},
 };
 
+pub mod alloc;
+pub mod extension;
+pub mod host_gw;
 pub mod ipip;
 pub mod udp;
 pub mod vxlan;
@@ -41,6 +45,9 @@ pub(crate) type KeySource<'a> = &'a dyn Fn() -> Result<PrivateKey, Error>;
 
 /// Every backend there is.
 pub const BACKENDS: &[Kind] = &[
+    Kind { name: alloc::NAME, configure: Configure::Plain(alloc::configure) },
+    Kind { name: extension::NAME, configure: Configure::Plain(extension::configure) },
+    Kind { name: host_gw::NAME, configure: Configure::Plain(host_gw::configure) },
     Kind { name: ipip::NAME, configure: Configure::Plain(ipip::configure) },
     Kind { name: udp::NAME, configure: Configure::Plain(udp::configure) },
     Kind { name: vxlan::NAME, configure: Configure::Plain(vxlan::configure) },
@@ -74,6 +81,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether someone else makes the routes to peers, so that routes which look like those of an overlay are none of it,
+    /// unless it made them itself since it was started.
+    fn leaves_routes_to_others(&self) -> bool {
+        false
+    }
+
     /// Whether the backend can work on this node at all.
     ///
     /// # Errors
@@ -87,6 +100,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn prepare(&self) -> Option<Command> {
         None
     }
+}
+
+/// The route to a peer that is on the link: the peer is the router to its own pods.
+fn direct_route(peer: &Lease, path: &Path) -> Entry {
+    let (destination, gateway) = (peer.subnet, Some(peer.public_ip));
+    Entry::Route { device: path.device.clone(), destination, gateway, onlink: false }
 }
 
 /// Configures the backend that the `Backend` object of net-conf.json names.

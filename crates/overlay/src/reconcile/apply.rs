@@ -38,9 +38,13 @@ impl Overlay {
     /// Reads what the kernel holds. With `blame`, what was right before and is not now was someone else's doing.
     fn read(&mut self, kernel: &mut dyn Kernel, blame: bool) -> Result<(), Error> {
         let wanted: Vec<Tunnel> = self.claims.tunnels().cloned().collect();
-        let (devices, found) = Devices::dump(kernel, &self.site, &wanted)?;
+        let (devices, mut found) = Devices::dump(kernel, &self.site, &wanted)?;
         self.devices = devices;
         let delta = &mut self.claims.delta;
+        if self.backend.leaves_routes_to_others() {
+            let made_here = |entry: &Entry| delta.actual(&entry.key()).is_some() || self.devices.is_on_tunnel(entry);
+            found.retain(|entry| !matches!(entry, Entry::Route { .. }) || made_here(entry));
+        }
         let unfinished: HashSet<Key> =
             if blame { delta.pending().map(key_of).cloned().collect() } else { HashSet::new() };
         let elsewhere: Vec<Key> = delta.all_actual().filter(|key| key.is_user_space()).cloned().collect();

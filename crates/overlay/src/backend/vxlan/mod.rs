@@ -29,6 +29,10 @@ struct VxlanBackend {
     mtu: Option<u32>,
     learning: bool,
     gbp: bool,
+    /// Peers on the link are reached without a tunnel.
+    direct: bool,
+    /// What a MAC address that this node makes up begins with.
+    mac_prefix: Option<[u8; 2]>,
 }
 
 /// The annotation `backend-data`, as flannel's `vxlanLeaseAttrs`.
@@ -59,16 +63,25 @@ impl fmt::Display for LeaseData {
 }
 
 pub(super) fn configure(fields: &mut Fields) -> Result<Box<dyn Backend>, Error> {
-    if fields.take::<bool>("DirectRouting")?.unwrap_or(false) {
-        return Err(fields.error("DirectRouting", "not supported, must be false"));
-    }
+    let mac_prefix = fields.take::<String>("MacPrefix")?.map(|text| {
+        let expected = "expected the first two octets of addresses for one machine, such as 0E-2A";
+        read_prefix(&text).ok_or_else(|| fields.error("MacPrefix", format!("{text:?}: {expected}")))
+    });
     Ok(Box::new(VxlanBackend {
         vni: fields.take_within("VNI", 1..=0xff_ffff)?.unwrap_or(1),
         port: fields.take("Port")?.filter(|port| *port != 0).unwrap_or(8472),
         mtu: fields.take_within("MTU", 576 + OVERHEAD_V6..=65_535)?,
         learning: fields.take("Learning")?.unwrap_or(false),
         gbp: fields.take("GBP")?.unwrap_or(false),
+        direct: fields.take("DirectRouting")?.unwrap_or(false),
+        mac_prefix: mac_prefix.transpose()?,
     }))
+}
+
+/// `0E-2A` or `0e:2a`.
+fn read_prefix(text: &str) -> Option<[u8; 2]> {
+    let Mac([first, second, ..]) = format!("{}:00:00:00:00", text.replace('-', ":")).parse().ok()?;
+    (first & 1 == 0).then_some([first, second])
 }
 
 impl VxlanBackend {
@@ -85,7 +98,14 @@ impl VxlanBackend {
     fn mac(&self, site: &Site) -> Mac {
         let published = site.published.as_ref().filter(|lease| &*lease.backend == NAME);
         let published = published.and_then(|lease| LeaseData::parse(&lease.backend_data).ok());
-        published.map_or_else(|| derived_mac(&site.node, self.vni), |data| data.mac)
+        let wanted = |mac: &Mac| self.mac_prefix.is_none_or(|prefix| mac.0.starts_with(&prefix));
+        published.map(|data| data.mac).filter(wanted).unwrap_or_else(|| {
+            let Mac(mut octets) = derived_mac(site, self.vni);
+            if let Some(prefix) = self.mac_prefix {
+                octets[..2].copy_from_slice(&prefix);
+            }
+            Mac(octets)
+        })
     }
 }
 
@@ -125,13 +145,16 @@ impl Backend for VxlanBackend {
     }
 
     fn peer(&self, site: &Site, peer: Peer<'_>) -> Result<Vec<Entry>, Error> {
-        let Peer { lease: peer, .. } = peer;
+        let Peer { lease: peer, path } = peer;
         let node = || peer.node.to_string();
         let data = LeaseData::parse(&peer.backend_data)
             .map_err(|why| Error::Lease { node: node(), problem: format!("backend data: {why}") })?;
         if data.vni != self.vni {
             let problem = format!("uses VNI {}, this node {}", data.vni, self.vni);
             return Err(Error::OtherBackend { node: node(), problem });
+        }
+        if let Some(path) = path.filter(|path| self.direct && path.gateway.is_none()) {
+            return Ok(vec![super::direct_route(peer, path)]);
         }
         let device = self.device(site.family());
         let gateway = peer.subnet.network();
@@ -141,6 +164,10 @@ impl Backend for VxlanBackend {
             Entry::Route { device, destination: peer.subnet, gateway: Some(gateway), onlink: true },
         ])
     }
+
+    fn needs_path(&self) -> bool {
+        self.direct
+    }
 }
 
 /// Neither zero (the default destination of an FDB) nor a group address.
@@ -148,9 +175,13 @@ fn is_usable(mac: &Mac) -> bool {
     mac.0 != [0; 6] && mac.0[0] & 1 == 0
 }
 
-/// A locally administered unicast address from a hash of the node's name and the VNI.
-fn derived_mac(node: &str, vni: u32) -> Mac {
-    let bytes = node.bytes().chain(vni.to_be_bytes());
+/// A locally administered unicast address from a hash of the node's name, the family and the VNI.
+fn derived_mac(site: &Site, vni: u32) -> Mac {
+    let family: &[u8] = match site.family() {
+        Family::V4 => &[],
+        Family::V6 => b" v6",
+    };
+    let bytes = site.node.bytes().chain(family.iter().copied()).chain(vni.to_be_bytes());
     let [a, b, c, d, e, f, ..] = podwire_kernel::stable_hash(bytes).to_be_bytes();
     Mac([a & 0xfc | 0x02, b, c, d, e, f])
 }
@@ -163,6 +194,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::plan::Path;
 
     fn configured(json: &str) -> Result<Box<dyn Backend>, String> {
         super::super::tests::configured(json)
@@ -202,8 +234,7 @@ mod tests {
 
     #[test]
     fn fields_are_read_and_wrong_ones_named() {
-        let backend =
-            configured(r#"{"type": "vxlan", "VNI": 4096, "port": 4789, "MTU": 9000, "Directrouting": false}"#);
+        let backend = configured(r#"{"type": "vxlan", "VNI": 4096, "port": 4789, "MTU": 9000, "Directrouting": true}"#);
         let backend = backend.unwrap();
         assert_eq!(backend.mtu(&site("node1").uplink), 8950);
         assert_eq!(backend.local(&site("node1"))[0].device().map(|device| &**device), Some("flannel.4096"));
@@ -211,7 +242,9 @@ mod tests {
             (r#"{"Type": "vxlan", "VNI": 0}"#, "Backend.VNI: 0 is out of range, expected 1 to 16777215"),
             (r#"{"Type": "vxlan", "Port": 70000}"#, "Backend.Port: 70000"),
             (r#"{"Type": "vxlan", "MTU": 100}"#, "Backend.MTU: 100 is out of range"),
-            (r#"{"Type": "vxlan", "DirectRouting": true}"#, "Backend.DirectRouting: not supported"),
+            (r#"{"Type": "vxlan", "DirectRouting": "yes"}"#, r#"Backend.DirectRouting: "yes""#),
+            (r#"{"Type": "vxlan", "MacPrefix": "0E"}"#, r#"Backend.MacPrefix: "0E": expected"#),
+            (r#"{"Type": "vxlan", "MacPrefix": "01-00"}"#, r#"Backend.MacPrefix: "01-00": expected"#),
             (r#"{"Type": "vxlan", "PSK": "x"}"#, "Backend.PSK: unknown field, expected one of Type, "),
         ] {
             let message = configured(json).unwrap_err();
@@ -229,11 +262,55 @@ mod tests {
         assert_eq!(taken_over.lease(backend.as_ref()), flannels);
         let broken = Site { published: Some(Lease { backend_data: "null".into(), ..flannels }), ..site("node1") };
         assert_eq!(broken.lease(backend.as_ref()), fresh);
+        let prefixed = configured(r#"{"Type": "vxlan", "MacPrefix": "0E-2A"}"#).unwrap();
+        let data = taken_over.lease(prefixed.as_ref()).backend_data;
+        assert!(data.contains(r#""VtepMAC":"0e:2a:"#), "{data}");
+    }
+
+    #[test]
+    fn with_direct_routing_the_path_decides() {
+        let backend = configured(r#"{"Type": "vxlan", "DirectRouting": true}"#).unwrap();
+        let peer = Lease {
+            subnet: "10.244.1.0/24".parse().unwrap(),
+            public_ip: [172, 25, 2, 2].into(),
+            ..site("node2").lease(backend.as_ref())
+        };
+        let kinds = |path: Option<&Path>| {
+            let entries = backend.peer(&site("node1"), Peer { lease: &peer, path }).unwrap();
+            entries.iter().map(|entry| (entry.key().kind(), entry.device().unwrap().to_string())).collect::<Vec<_>>()
+        };
+        let near = Path { device: "eth1".into(), gateway: None };
+        let far = Path { gateway: Some([172, 25, 2, 254].into()), ..near.clone() };
+        assert_eq!(kinds(Some(&near)), [("route", "eth1".to_owned())]);
+        let tunnel = ["neighbour", "fdb", "route"].map(|kind| (kind, "flannel.1".to_owned()));
+        assert_eq!(kinds(Some(&far)), tunnel);
+        assert_eq!(kinds(None), tunnel);
+    }
+
+    #[test]
+    fn ipv6_has_a_device_and_an_overhead_of_its_own() {
+        let backend = configured(r#"{"Type": "vxlan"}"#).unwrap();
+        let address = "2001:db8::1".parse().unwrap();
+        let v6 = Site {
+            network: "fd00:10:244::/48".parse().unwrap(),
+            subnet: "fd00:10:244:1::/64".parse().unwrap(),
+            uplink: Uplink { address, ..site("node1").uplink },
+            public_ip: address,
+            ..site("node1")
+        };
+        let [Entry::Tunnel(tunnel), Entry::Address { address, .. }] = &backend.local(&v6)[..] else {
+            panic!("one device and its address")
+        };
+        assert_eq!(
+            (&*tunnel.device, tunnel.mtu, address.to_string()),
+            ("flannel-v6.1", 1430, "fd00:10:244:1::/128".into())
+        );
+        assert_ne!(v6.lease(backend.as_ref()).backend_data, site("node1").lease(backend.as_ref()).backend_data);
     }
 
     #[test]
     fn derived_macs_are_local_unicast_and_differ() {
-        let macs: BTreeSet<_> = (0..10_000).map(|n| derived_mac(&format!("node{n}"), 1)).collect();
+        let macs: BTreeSet<_> = (0..10_000).map(|n| derived_mac(&site(&format!("node{n}")), 1)).collect();
         assert_eq!(macs.len(), 10_000);
         assert!(macs.iter().all(|mac| mac.0[0] & 3 == 2));
     }
