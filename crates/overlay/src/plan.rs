@@ -295,7 +295,7 @@ impl Entry {
 /// [`Error::OtherBackend`]; or a range outside of the network or across this node's own, or this node's own address.
 pub(crate) fn check(backend: &dyn Backend, site: &Site, peer: &Lease) -> Result<(), Error> {
     let refuse = |problem: String| Err(Error::Lease { node: peer.node.to_string(), problem });
-    if &*peer.backend != backend.name() {
+    if !backend.answers_to(&peer.backend) {
         let problem = format!("runs backend {:?}, this node runs {:?}", peer.backend, backend.name());
         return Err(Error::OtherBackend { node: peer.node.to_string(), problem });
     }

@@ -59,6 +59,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The value of `Backend.Type`, also of the annotation `backend-type`.
     fn name(&self) -> &'static str;
 
+    /// Whether a peer runs the same that published this `backend-type`.
+    fn answers_to(&self, published: &str) -> bool {
+        published == self.name()
+    }
+
     /// The MTU of pods in bytes, for this uplink.
     fn mtu(&self, uplink: &Uplink) -> u32;
 

@@ -22,6 +22,11 @@ impl Backend for Alloc {
         NAME
     }
 
+    /// flannel's publishes an empty type, as its udp does, and is taken for that.
+    fn answers_to(&self, published: &str) -> bool {
+        matches!(published, NAME | super::udp::NAME)
+    }
+
     fn mtu(&self, uplink: &Uplink) -> u32 {
         uplink.mtu
     }

@@ -71,7 +71,7 @@ impl Backend for IpipBackend {
         let (destination, gateway) = (peer.lease.subnet, Some(peer.lease.public_ip));
         let direct = peer.path.filter(|path| self.direct_routing && path.gateway.is_none());
         Ok(vec![match direct {
-            Some(path) => Entry::Route { device: path.device.clone(), destination, gateway, onlink: false },
+            Some(path) => super::direct_route(peer.lease, path),
             None => Entry::Route { device: DEVICE.into(), destination, gateway, onlink: true },
         }])
     }

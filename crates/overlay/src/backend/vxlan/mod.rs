@@ -45,7 +45,7 @@ impl LeaseData {
     fn parse(text: &str) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Json<'a> {
-            #[serde(rename = "VNI")]
+            #[serde(rename = "VNI", default)]
             vni: u32,
             #[serde(rename = "VtepMAC", borrow)]
             mac: Cow<'a, str>,
@@ -53,6 +53,12 @@ impl LeaseData {
         let Json { vni, mac } = serde_json::from_str(text).map_err(|error| format!("{text}: {error}"))?;
         let mac = mac.parse().map_err(|error| format!("VtepMAC: {error}"))?;
         if is_usable(&mac) { Ok(Self { vni, mac }) } else { Err(format!("VtepMAC {mac} is no address of one machine")) }
+    }
+
+    /// Whether a node with this VNI may have published it: flannel left it out before 0.15, and wrote the lower sixteen bits
+    /// of it before 0.24.
+    const fn may_be_of(&self, vni: u32) -> bool {
+        self.vni == 0 || self.vni == vni || self.vni == vni & 0xffff
     }
 }
 
@@ -149,7 +155,7 @@ impl Backend for VxlanBackend {
         let node = || peer.node.to_string();
         let data = LeaseData::parse(&peer.backend_data)
             .map_err(|why| Error::Lease { node: node(), problem: format!("backend data: {why}") })?;
-        if data.vni != self.vni {
+        if !data.may_be_of(self.vni) {
             let problem = format!("uses VNI {}, this node {}", data.vni, self.vni);
             return Err(Error::OtherBackend { node: node(), problem });
         }
