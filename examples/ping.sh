@@ -3,7 +3,8 @@
 rm -f /tmp/stop
 ping -q -i 0.05 "$1" &
 ping=$!
+touch /tmp/pinging
 while [ ! -e /tmp/stop ]; do sleep 0.05; done
 kill -INT "$ping"
 wait "$ping"
-rm -f /tmp/stop
+rm -f /tmp/stop /tmp/pinging

@@ -73,3 +73,42 @@ fn a_pod_is_on_the_nodes_own_network_by_macvlan() {
     let leases = lab.exec("node1", &["sh", "-c", "ls /var/lib/cni/networks/lan/ | grep 172"]).1;
     assert_eq!(leases, "", "the lease has been given back");
 }
+
+/// Waits until the way from node1 to the pods of node2 is as `ip route get` says it.
+fn routed(lab: &Lab, way: &str) {
+    for (node, pods, way) in [("node1", "10.244.1.0", way.to_owned()), ("node2", "10.244.0.0", mirrored(way))] {
+        eventually(&format!("{node} routes {way}"), || lab.exec(node, &["ip", "route", "get", pods]).1.contains(&way));
+    }
+}
+
+/// What node2 says of the way to node1.
+fn mirrored(way: &str) -> String {
+    way.replace("10.244.1.0", "10.244.0.0").replace("172.25.2.2 ", "172.25.2.1 ")
+}
+
+#[test]
+fn a_lab_begins_with_the_backend_that_is_asked_for() {
+    for (backend, way) in [("host-gw", "via 172.25.2.2 dev eth0"), ("alloc", "via 172.25.2.254 dev eth0")] {
+        let Some(lab) = Lab::new(backend) else { return };
+        lab.up(&["--nodes", "2", "--backend", backend]);
+        with_pods(&lab, 2);
+        routed(&lab, way);
+        let ((from, _), (_, to)) = (lab.pod_on("node1"), lab.pod_on("node2"));
+        let ping = lab.run_in_pod(&from, &["ping", "-c", "2", "-i", "0.2", &to]);
+        assert!(ping.contains(" 0% packet loss"), "{backend}: {ping}");
+    }
+}
+
+#[test]
+fn direct_routing_takes_the_tunnel_only_where_it_must() {
+    let Some(lab) = Lab::new("direct") else { return };
+    lab.up(&["--nodes", "3", "--subnets", "2", "--backend", "vxlan-direct"]);
+    with_pods(&lab, 3);
+    let routes = lab.exec("node1", &["ip", "route"]).1;
+    for route in ["10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink", "10.244.2.0/24 via 172.25.2.3 dev eth0"] {
+        assert!(routes.contains(route), "{route} is not in\n{routes}");
+    }
+    assert!(ping_seen_at(&lab, "node2", "udp port 8472 and src 172.25.2.1").contains("> 172.25.3.2.8472"));
+    let (_, to) = lab.pod_on("node3");
+    assert!(ping_seen_at(&lab, "node3", "icmp").contains(&format!("> {to}: ICMP echo request")));
+}
