@@ -4,6 +4,7 @@
 //! Everything is non-blocking and belongs to the network namespace of the thread that makes it. What is called for every
 //! packet returns a bare [`std::io::Error`]: "would block" is no news and must cost nothing.
 
+mod icmp;
 mod poll;
 mod segments;
 mod tcp;
@@ -11,6 +12,7 @@ mod tcp;
 mod tests;
 mod udp;
 
+pub use icmp::IcmpSender;
 pub use poll::{Interest, Poller, Ready, Waker};
 pub use segments::{Arrivals, Departure, TunnelSocket};
 pub use tcp::{Pipe, TcpListener, abort, begin_connect, connect_outcome, fill, finish_sending, pour, set_keepalive};

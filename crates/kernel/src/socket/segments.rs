@@ -114,7 +114,7 @@ impl AsFd for TunnelSocket {
     }
 }
 
-fn set_option(
+pub(super) fn set_option(
     socket: &OwnedFd,
     (level, name): (libc::c_int, libc::c_int),
     value: libc::c_int,

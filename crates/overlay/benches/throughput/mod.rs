@@ -177,7 +177,6 @@ fn stream(carrier: Carrier) -> Result<Reached> {
                 let settings = Settings {
                     device: "flannel0".into(),
                     listen: SocketAddrV4::new(me.address(), PORT),
-                    source: [10, 244, me.n, 0].into(),
                     threads: Settings::processors(),
                 };
                 let IpNet::V4(subnet) = peer.subnet()? else { return Err("an IPv4 range".into()) };

@@ -15,7 +15,7 @@ mod table;
 mod worker;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{SocketAddr, SocketAddrV4},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -23,7 +23,6 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use ipnet::IpNet;
 use podwire_kernel::{
     Error, Result,
     socket::{Poller, Waker},
@@ -44,8 +43,6 @@ pub struct Settings {
     pub device: Name,
     /// The node's own address, and the port of all nodes: what peers send to.
     pub listen: SocketAddrV4,
-    /// The source of messages to pods about packets that go no further: the device's address.
-    pub source: Ipv4Addr,
     /// Number of threads, each with a queue of the device and a socket, 1 to 256: [`Settings::processors`].
     pub threads: usize,
 }
@@ -54,15 +51,8 @@ impl Settings {
     /// What the overlay asks for; nothing if it carries no packets in user space. When it changes, start another.
     pub fn of(overlay: &Overlay) -> Option<Self> {
         let (tunnel, listen) = overlay.forwarder()?;
-        match (listen, overlay.site().subnet) {
-            (SocketAddr::V4(listen), IpNet::V4(subnet)) => Some(Self {
-                device: tunnel.device.clone(),
-                listen,
-                source: subnet.network(),
-                threads: Self::processors(),
-            }),
-            _ => None,
-        }
+        let SocketAddr::V4(listen) = listen else { return None };
+        Some(Self { device: tunnel.device.clone(), listen, threads: Self::processors() })
     }
 
     /// As many threads as this process may use processors, at most 16.

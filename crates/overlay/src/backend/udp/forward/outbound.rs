@@ -94,8 +94,12 @@ impl Outbound {
     /// One packet of the device.
     fn sort(&mut self, at: Range<usize>, offload: Offload, table: &Table, counters: &Shared) {
         let packet = &self.memory[at.clone()];
-        let destination = ipv4::lengths(packet).map(|_| Ipv4Addr::from(ipv4::u32_at(packet, 16)));
-        let Ok(destination) = destination else { return counters.dropped_malformed.add(1) };
+        let destination = match ipv4::lengths(packet) {
+            Ok(_) => Ipv4Addr::from(ipv4::u32_at(packet, 16)),
+            // The kernel looks for IPv6 neighbours on every device; no route leads IPv6 packets of pods here.
+            Err(Unfit::OtherVersion) => return,
+            Err(_) => return counters.dropped_malformed.add(1),
+        };
         let Some(to) = table.find(destination) else {
             counters.dropped_no_node.add(1);
             return self.problems.push((Problem::NoNode, at));

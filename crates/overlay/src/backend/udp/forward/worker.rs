@@ -1,14 +1,13 @@
 use std::{
     io::{self, IoSlice},
-    net::Ipv4Addr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use podwire_kernel::{
     Result,
-    socket::{Arrivals, Interest, Poller, TunnelSocket},
-    tun::{Offload, Queue},
+    socket::{Arrivals, IcmpSender, Interest, Poller, TunnelSocket},
+    tun::Queue,
 };
 
 use super::{State, counters::Shared, outbound::Outbound};
@@ -33,6 +32,7 @@ pub(super) struct Worker {
     /// Absent while there is no device.
     queue: Option<Queue>,
     socket: TunnelSocket,
+    icmp: IcmpSender,
     outbound: Outbound,
     arrivals: Arrivals,
     merger: Merger,
@@ -46,7 +46,17 @@ impl Worker {
         let queue = Queue::attach(&shared.settings.device)?;
         poller.add(&queue, QUEUE, Interest::Reading)?;
         let (outbound, arrivals, merger) = Default::default();
-        Ok(Self { shared, index, poller, queue: Some(queue), socket, outbound, arrivals, merger })
+        Ok(Self {
+            shared,
+            index,
+            poller,
+            queue: Some(queue),
+            socket,
+            icmp: IcmpSender::open()?,
+            outbound,
+            arrivals,
+            merger,
+        })
     }
 
     /// Carries packets until it is told to stop.
@@ -78,7 +88,7 @@ impl Worker {
         if taken > 0 {
             self.outbound.dispatch(&self.socket, counters);
             for (problem, at) in &self.outbound.problems {
-                tell_sender(queue, *problem, self.shared.settings.source, self.outbound.packet(at.clone()));
+                tell_sender(&self.icmp, *problem, self.outbound.packet(at.clone()));
             }
         }
         if result.is_err() {
@@ -104,9 +114,7 @@ impl Worker {
                 }
                 Err(Unfit::Expired) => {
                     counters.dropped_expired.add(1);
-                    if let Some(queue) = &self.queue {
-                        tell_sender(queue, Problem::Expired, self.shared.settings.source, &memory[at]);
-                    }
+                    tell_sender(&self.icmp, Problem::Expired, &memory[at]);
                 }
                 Err(Unfit::OtherVersion | Unfit::Malformed) => counters.dropped_malformed.add(1),
             }
@@ -154,8 +162,8 @@ fn hand_over(queue: Option<&Queue>, merger: &Merger, memory: &[u8], counters: &S
 }
 
 /// If the message gets lost, the sender is told about its next packet.
-fn tell_sender(queue: &Queue, problem: Problem, source: Ipv4Addr, packet: &[u8]) {
-    if let Some(message) = icmp::error(problem, source, packet) {
-        let _ = queue.send(Offload::default(), &[IoSlice::new(&message)]);
+fn tell_sender(icmp: &IcmpSender, problem: Problem, packet: &[u8]) {
+    if let Some((sender, message)) = icmp::error(problem, packet) {
+        let _ = icmp.send(sender, &message);
     }
 }

@@ -2,10 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{
-    checksum::Sum,
-    ipv4::{self, HEADER},
-};
+use super::{checksum::Sum, ipv4};
 
 /// What happened to the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +22,9 @@ impl Problem {
     }
 }
 
-/// The message from `source` to the sender of `packet`, if there may be one: not about a message like itself, nor about
-/// the later parts of what was sent in parts. It contains the header of the packet and 8 bytes more.
-pub fn error(problem: Problem, source: Ipv4Addr, packet: &[u8]) -> Option<Vec<u8>> {
+/// Whom to tell, and what (the message without an IP header), if there may be one: not about a message like itself, nor
+/// about the later parts of what was sent in parts. It contains the header of the packet and 8 bytes more.
+pub fn error(problem: Problem, packet: &[u8]) -> Option<(Ipv4Addr, Vec<u8>)> {
     const ICMP: u8 = 1;
     const ECHO: u8 = 8;
     let (length, total) = ipv4::lengths(packet).ok()?;
@@ -39,17 +36,10 @@ pub fn error(problem: Problem, source: Ipv4Addr, packet: &[u8]) -> Option<Vec<u8
     if packet[9] == ICMP && packet.get(length) != Some(&ECHO) {
         return None;
     }
-    let quoted = &packet[..total.min(length + 8)];
-    let mut message = vec![0; HEADER];
-    (message[0], message[8], message[9]) = (0x45, 64, ICMP);
-    message[12..16].copy_from_slice(&source.octets());
-    message[16..20].copy_from_slice(&sender.octets());
-    let answer = (HEADER + 8 + quoted.len()) as u16;
-    ipv4::finish(&mut message, answer);
     let [kind, code] = problem.type_and_code();
-    message.extend_from_slice(&[kind, code, 0, 0, 0, 0, 0, 0]);
-    message.extend_from_slice(quoted);
-    let checksum = Sum::default().with(&message[HEADER..]).checksum();
-    message[HEADER + 2..HEADER + 4].copy_from_slice(&checksum);
-    Some(message)
+    let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&packet[..total.min(length + 8)]);
+    let checksum = Sum::default().with(&message).checksum();
+    message[2..4].copy_from_slice(&checksum);
+    Some((sender, message))
 }
