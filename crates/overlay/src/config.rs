@@ -92,6 +92,7 @@ pub fn parse_with_key(text: &str, key: &dyn Fn() -> Result<PrivateKey, Error>) -
     fields.take::<bool>("EnableNFTables")?;
     let backend = backend::configure(fields.take::<Map<String, Value>>("Backend")?, key)?;
     fields.finish()?;
+    backend.check_networks(&networks)?;
     Ok(Config { networks, backend })
 }
 

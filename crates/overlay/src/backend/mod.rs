@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
 use podwire_kernel::wireguard::PrivateKey;
 use podwire_model::Lease;
 use serde_json::{Map, Value};
@@ -90,6 +91,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// unless it made them itself since it was started.
     fn leaves_routes_to_others(&self) -> bool {
         false
+    }
+
+    /// Whether the backend, as configured, can carry the packets of these networks: one of each address family at most.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: it cannot; names the field of net-conf.json.
+    fn check_networks(&self, networks: &[IpNet]) -> Result<(), Error> {
+        let _ = networks;
+        Ok(())
     }
 
     /// Whether the backend can work on this node at all.

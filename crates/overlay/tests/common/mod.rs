@@ -78,7 +78,9 @@ impl Net {
     }
 
     fn forward(&self) {
-        self.inside(|| ProcSys.ensure("net/ipv4/ip_forward", "1")).unwrap();
+        for switch in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            self.inside(|| ProcSys.ensure(switch, "1")).unwrap();
+        }
     }
 
     /// Connects to `to` from here, where a listener waits in `server`; returns the source that the server sees.
@@ -123,27 +125,49 @@ pub struct Node {
 
 impl Node {
     pub fn address(&self) -> IpAddr {
-        [172, 25, 2, self.n].into()
+        self.address_in(Family::V4)
+    }
+
+    pub fn address_in(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => [172, 25, 2, self.n].into(),
+            Family::V6 => format!("fd00:25::{}", self.n).parse().unwrap(),
+        }
     }
 
     pub fn pod_address(&self) -> IpAddr {
-        [10, 244, self.n - 1, 2].into()
+        self.pod_address_in(Family::V4)
+    }
+
+    pub fn pod_address_in(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => [10, 244, self.n - 1, 2].into(),
+            Family::V6 => format!("fd00:10:244:{}::2", self.n - 1).parse().unwrap(),
+        }
     }
 
     /// As the daemon finds out: the uplink is the interface of the default route.
     pub fn site(&self) -> Site {
+        self.site_in(Family::V4)
+    }
+
+    pub fn site_in(&self, family: Family) -> Site {
+        let (network, range) = match family {
+            Family::V4 => ("10.244.0.0/16", format!("10.244.{}.0/24", self.n - 1)),
+            Family::V6 => ("fd00:10:244::/56", format!("fd00:10:244:{}::/64", self.n - 1)),
+        };
         let object = podwire_model::Node {
             name: format!("node{}", self.n).into(),
-            internal_ips: vec![self.address()],
-            pod_cidrs: vec![format!("10.244.{}.0/24", self.n - 1).parse().unwrap()],
+            internal_ips: vec![self.address_in(family)],
+            pod_cidrs: vec![range.parse().unwrap()],
             zone: None,
             annotations: BTreeMap::new(),
             deleting: false,
         };
-        let uplink = uplink::choose(&mut self.net.routes(), &[], &object, Family::V4).unwrap();
+        let uplink = uplink::choose(&mut self.net.routes(), &[], &object, family).unwrap();
         Site {
             node: object.name,
-            network: "10.244.0.0/16".parse().unwrap(),
+            network: network.parse().unwrap(),
             subnet: object.pod_cidrs[0],
             public_ip: uplink.address,
             published: None,
@@ -159,6 +183,11 @@ impl Node {
     pub fn overlay_with_key(&self, net_conf: &str, key: PrivateKey) -> Overlay {
         let config = config::parse_with_key(net_conf, &|| Ok(key.clone())).unwrap();
         Overlay::new(config.backend, self.site()).unwrap()
+    }
+
+    pub fn overlay_in(&self, net_conf: &str, family: Family) -> Overlay {
+        let config = config::parse_with_key(net_conf, &|| Ok(self.wireguard_key())).unwrap();
+        Overlay::new(config.backend, self.site_in(family)).unwrap()
     }
 
     /// Who it is, for the backend that asks.
@@ -181,6 +210,7 @@ impl Cluster {
         underlay.run("ip link add br0 type bridge");
         underlay.run("ip link set br0 up");
         underlay.run("ip addr add 172.25.2.254/24 dev br0");
+        underlay.run("ip addr add fd00:25::254/64 dev br0 nodad");
         let nodes = (1..=count).map(|n| node(&underlay, n)).collect();
         let client = Net::new();
         plug(&underlay, &client, "client", 250);
@@ -192,7 +222,11 @@ impl Cluster {
     }
 
     pub fn leases_with(&self, net_conf: &str) -> Vec<Lease> {
-        self.nodes.iter().map(|node| node.overlay(net_conf).lease()).collect()
+        self.leases_in(net_conf, Family::V4)
+    }
+
+    pub fn leases_in(&self, net_conf: &str, family: Family) -> Vec<Lease> {
+        self.nodes.iter().map(|node| node.overlay_in(net_conf, family).lease()).collect()
     }
 
     /// Runs the overlay on every node.
@@ -201,9 +235,14 @@ impl Cluster {
     }
 
     pub fn join_with(&self, net_conf: &str) -> Vec<Overlay> {
+        self.join_in(net_conf, Family::V4)
+    }
+
+    /// Runs the overlay of `family` on every node.
+    pub fn join_in(&self, net_conf: &str, family: Family) -> Vec<Overlay> {
         let join = |node: &Node| {
-            let mut overlay = node.overlay(net_conf);
-            assert!(overlay.set_peers(self.leases_with(net_conf)).is_empty());
+            let mut overlay = node.overlay_in(net_conf, family);
+            assert!(overlay.set_peers(self.leases_in(net_conf, family)).is_empty());
             let outcome = overlay.apply(&mut node.net.routes()).unwrap();
             assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
             assert!(overlay.is_settled());
@@ -220,11 +259,15 @@ fn node(underlay: &Net, n: u8) -> Node {
     // A stand-in for what the CNI plugin makes.
     let pid_of_pod = place(&pod);
     net.run(&format!("ip link add cni0 type veth peer name eth0 netns {pid_of_pod}"));
-    net.run(&format!("ip addr add 10.244.{}.1/24 dev cni0", n - 1));
+    let range = n - 1;
+    net.run(&format!("ip addr add 10.244.{range}.1/24 dev cni0"));
+    net.run(&format!("ip addr add fd00:10:244:{range}::1/64 dev cni0 nodad"));
     net.run("ip link set cni0 up");
-    pod.run(&format!("ip addr add 10.244.{}.2/24 dev eth0", n - 1));
+    pod.run(&format!("ip addr add 10.244.{range}.2/24 dev eth0"));
+    pod.run(&format!("ip addr add fd00:10:244:{range}::2/64 dev eth0 nodad"));
     pod.run("ip link set eth0 up mtu 1450");
-    pod.run(&format!("ip route add default via 10.244.{}.1", n - 1));
+    pod.run(&format!("ip route add default via 10.244.{range}.1"));
+    pod.run(&format!("ip route add default via fd00:10:244:{range}::1"));
     Node { n, net, pod }
 }
 
@@ -232,8 +275,10 @@ fn plug(underlay: &Net, net: &Net, name: &str, host: u8) {
     underlay.run(&format!("ip link add {name} type veth peer name eth0 netns {}", place(net)));
     underlay.run(&format!("ip link set {name} master br0 up"));
     net.run(&format!("ip addr add 172.25.2.{host}/24 dev eth0"));
+    net.run(&format!("ip addr add fd00:25::{host}/64 dev eth0 nodad"));
     net.run("ip link set eth0 up");
     net.run("ip route add default via 172.25.2.254");
+    net.run("ip route add default via fd00:25::254");
 }
 
 /// A path by which `ip` finds the namespace while we hold it open.

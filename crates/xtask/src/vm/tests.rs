@@ -35,6 +35,7 @@ const TESTS: &[Row] = &[
     Row { name: "vxlan", folder: "overlay", target: Some("vxlan"), args: &[], modes: None },
     Row { name: "wireguard", folder: "overlay", target: Some("wireguard"), args: &[], modes: None },
     Row { name: "ipip", folder: "overlay", target: Some("ipip"), args: &[], modes: None },
+    Row { name: "dual_stack", folder: "overlay", target: Some("dual_stack"), args: &[], modes: None },
     Row { name: "nftables", folder: "proxy", target: Some("nftables"), args: &["golden"], modes: None },
     Row { name: "iptables", folder: "proxy", target: Some("iptables"), args: &["golden"], modes: None },
     Row { name: "ipvs", folder: "proxy", target: Some("ipvs"), args: &["real"], modes: None },

@@ -41,6 +41,16 @@ impl Backend for IpipBackend {
         "null".to_owned()
     }
 
+    fn check_networks(&self, networks: &[IpNet]) -> Result<(), Error> {
+        match networks.iter().find(|network| matches!(network, IpNet::V6(_))) {
+            None => Ok(()),
+            Some(network) => Err(Error::config(
+                "EnableIPv6",
+                format!("must be false with backend ipip, which carries IPv4 only and not {network}; or use vxlan"),
+            )),
+        }
+    }
+
     fn check(&self, site: &Site) -> Result<(), Error> {
         match (site.family(), site.uplink.address) {
             (Family::V4, IpAddr::V4(_)) => Ok(()),
@@ -136,6 +146,8 @@ mod tests {
         let v6 = Site { network: "fd00:10:244::/56".parse().unwrap(), ..site() };
         assert!(backend.check(&site()).is_ok());
         assert!(backend.check(&v6).unwrap_err().to_string().contains("fd00:10:244::/56"));
+        let message = backend.check_networks(&[site().network, v6.network]).unwrap_err().to_string();
+        assert!(message.contains("EnableIPv6: must be false with backend ipip"), "{message}");
         let message = configured(r#"{"Type": "ipip", "MTU": 1400}"#).unwrap_err();
         assert!(message.contains("Backend.MTU: unknown field"), "{message}");
     }

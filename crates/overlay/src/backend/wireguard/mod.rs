@@ -30,6 +30,7 @@ const OVERHEAD: u32 = 80;
 #[derive(Debug)]
 struct WireguardBackend {
     key: PrivateKey,
+    one_tunnel: bool,
     port: u16,
     port_v6: u16,
     /// `MTU`: stands for the uplink's MTU, the overhead still comes off.
@@ -40,9 +41,9 @@ struct WireguardBackend {
 
 /// `key` is who this node is: see [`key_file`].
 pub(super) fn configure(fields: &mut Fields, key: PrivateKey) -> Result<Box<dyn Backend>, Error> {
-    check_mode(fields)?;
     Ok(Box::new(WireguardBackend {
         key,
+        one_tunnel: one_tunnel(fields)?,
         port: fields.take_within("ListenPort", 1..=u16::MAX)?.unwrap_or(51820),
         port_v6: fields.take_within("ListenPortV6", 1..=u16::MAX)?.unwrap_or(51821),
         mtu: fields.take_within("MTU", 576 + OVERHEAD..=65_535)?,
@@ -51,10 +52,11 @@ pub(super) fn configure(fields: &mut Fields, key: PrivateKey) -> Result<Box<dyn 
     }))
 }
 
-/// With one address family there is one tunnel in any mode, and its packets are of that family.
-fn check_mode(fields: &mut Fields) -> Result<(), Error> {
+/// Whether one tunnel is asked for where there are two address families. Where there is one, there is one tunnel anyway.
+fn one_tunnel(fields: &mut Fields) -> Result<bool, Error> {
     match fields.take::<String>("Mode")?.as_deref() {
-        None | Some("separate" | "auto" | "ipv4") => Ok(()),
+        None | Some("separate") => Ok(false),
+        Some("auto" | "ipv4") => Ok(true),
         Some("ipv6") => {
             Err(fields.error("Mode", "ipv6 is not supported: a tunnel carries packets of its own address family"))
         }
@@ -103,6 +105,14 @@ impl Backend for WireguardBackend {
 
     fn lease_data(&self, site: &Site) -> String {
         LeaseData { key: self.key.public(), port: Some(self.port(site.family())) }.to_string()
+    }
+
+    fn check_networks(&self, networks: &[IpNet]) -> Result<(), Error> {
+        if !self.one_tunnel || networks.len() < 2 {
+            return Ok(());
+        }
+        let problem = "must be separate, or left out, with IPv4 and IPv6: one tunnel for both is not supported";
+        Err(Error::config("Backend.Mode", problem))
     }
 
     fn local(&self, site: &Site) -> Vec<Entry> {

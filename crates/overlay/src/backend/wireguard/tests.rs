@@ -94,8 +94,11 @@ fn a_peer_without_a_key_of_its_own_is_refused() {
 
 #[test]
 fn fields_are_read_and_wrong_ones_named_but_no_secret() {
-    for mode in ["separate", "auto", "ipv4"] {
-        configured(&format!(r#"{{"Type": "wireguard", "Mode": "{mode}", "PSK": ""}}"#)).unwrap();
+    let networks: [IpNet; 2] = ["10.244.0.0/16", "fd00:10:244::/56"].map(|network| network.parse().unwrap());
+    for (mode, both) in [("separate", true), ("auto", false), ("ipv4", false)] {
+        let backend = configured(&format!(r#"{{"Type": "wireguard", "Mode": "{mode}", "PSK": ""}}"#)).unwrap();
+        assert!(backend.check_networks(&networks[..1]).is_ok());
+        assert_eq!(backend.check_networks(&networks).is_ok(), both, "{mode}");
     }
     for (json, expected) in [
         (r#"{"Type": "wireguard", "Mode": "ipv6"}"#, "Backend.Mode: ipv6 is not supported"),
