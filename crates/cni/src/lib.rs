@@ -6,6 +6,7 @@
 
 mod address;
 mod call;
+mod elements;
 mod error;
 mod forward;
 mod ipam;

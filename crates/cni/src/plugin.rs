@@ -1,6 +1,8 @@
 //! The plugins. A new one is a folder here and a line in the table.
 
+mod bandwidth;
 mod bridge;
+mod firewall;
 mod flannel;
 mod host_local;
 mod ipvlan;
@@ -8,6 +10,7 @@ mod loopback;
 mod macvlan;
 mod portmap;
 mod static_ipam;
+mod tuning;
 mod vlan;
 
 use crate::{Call, CniResult, Result, Verb};
@@ -45,8 +48,10 @@ pub trait Plugin: Sync {
     fn status(&self, call: &Call) -> Result<()>;
 }
 
-const TABLE: [(&str, &dyn Plugin); 9] = [
+const TABLE: [(&str, &dyn Plugin); 12] = [
+    ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
+    ("firewall", &firewall::Firewall),
     ("flannel", &flannel::Flannel),
     ("host-local", &host_local::HostLocal),
     ("ipvlan", &ipvlan::IPVLAN),
@@ -54,6 +59,7 @@ const TABLE: [(&str, &dyn Plugin); 9] = [
     ("macvlan", &macvlan::MACVLAN),
     ("portmap", &portmap::Portmap),
     ("static", &static_ipam::Static),
+    ("tuning", &tuning::Tuning),
     ("vlan", &vlan::VLAN),
 ];
 

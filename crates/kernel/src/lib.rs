@@ -18,6 +18,7 @@ pub mod process;
 pub mod route;
 pub mod socket;
 pub mod sysctl;
+pub mod tc;
 #[cfg(test)]
 mod test_support;
 pub mod tun;

@@ -10,7 +10,7 @@ use std::{net::IpAddr, path::Path};
 use podwire_kernel::{
     conntrack::{self, Conntrack, Filter},
     nftables::{Kernel, Nftables},
-    route::{Route, RouteFilter, RouteSocket},
+    route::{Route, RouteSocket},
     sysctl::{ProcSys, Sysctl},
 };
 use podwire_model::Family;
@@ -71,7 +71,7 @@ impl Plugin for Portmap {
                 Some(targets) => {
                     targets.iter().filter(of_family).try_for_each(|it| publisher.release_if_has(*it, &owner))
                 }
-                None => publisher.release_all(&|other| other == owner),
+                None => publisher.elements.release_all(&|other| other == owner),
             }
         }))
     }
@@ -86,7 +86,7 @@ impl Plugin for Portmap {
         for target in targets(previous, &call.ifname) {
             let family = Family::of(&target);
             let wanted = table::elements(&config, target, &owner::of(call));
-            let missing = publisher(&mut kernel, family).missing(&wanted)?.len();
+            let missing = publisher(&mut kernel, family).elements.missing(&wanted)?.len();
             if missing > 0 {
                 let (all, table) = (wanted.len(), table::table(family));
                 return Err(Error::NotAsSetUp(format!("{missing} of {all} elements in table {table} are gone")));
@@ -103,7 +103,7 @@ impl Plugin for Portmap {
         let stale = owner::stale(call)?;
         let mut kernel = Kernel::open()?;
         all([Family::V4, Family::V6].map(|family| {
-            publisher(&mut kernel, family).release_all(&stale)?;
+            publisher(&mut kernel, family).elements.release_all(&stale)?;
             // What else changed the rules is put right as well.
             match table::has_rules(&mut kernel, family) {
                 Ok(false) if kernel.tables()?.iter().any(|info| info.table == table::table(family)) => {
@@ -123,7 +123,7 @@ impl Plugin for Portmap {
 }
 
 fn publisher(nftables: &mut dyn Nftables, family: Family) -> Publisher<'_> {
-    Publisher { nftables, family, results: Path::new(RESULTS) }
+    Publisher::new(nftables, family, Path::new(RESULTS))
 }
 
 /// Maps the ports of one family.
@@ -191,11 +191,8 @@ fn forget_flows(config: &Config, targets: &[IpAddr], only_to_targets: bool) {
     }
 }
 
-/// Name of the interface that packets to `target` leave by: that of the longest prefix in the main table.
+/// Name of the interface that packets to `target` leave by.
 fn device_towards(route: &mut RouteSocket, target: IpAddr) -> Result<Option<String>> {
-    let filter = RouteFilter { family: Some(Family::of(&target)), ..RouteFilter::MAIN };
-    let leading = route.routes(&filter)?.into_iter().filter(|entry| entry.destination.contains(&target));
-    let device = leading.max_by_key(|entry| entry.destination.prefix_len()).and_then(|entry| entry.device);
-    let link = device.map(|device| route.link_by_index(device)).transpose()?;
-    Ok(link.flatten().map(|link| link.name))
+    let Some(hop) = route.next_hops(&[target])?.into_iter().next().flatten() else { return Ok(None) };
+    Ok(route.link_by_index(hop.device)?.map(|link| link.name))
 }

@@ -91,11 +91,16 @@ fn podman_runs_containers() {
         return;
     }
     on_a_node(|node| {
+        // podman's own network, to the letter.
         let ipam = json!({"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}],
             "ranges": [[{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]]});
+        let bridge = json!({"type": "bridge", "bridge": "cni-podman0", "isGateway": true, "ipMasq": true,
+            "hairpinMode": true, "ipam": ipam});
         let conflist = json!({"name": "podman", "cniVersion": "0.4.0", "plugins": [
-            {"type": "bridge", "bridge": "cni-podman0", "isGateway": true, "hairpinMode": true, "ipam": ipam},
+            bridge,
             {"type": "portmap", "capabilities": {"portMappings": true}},
+            {"type": "firewall"},
+            {"type": "tuning"},
         ]});
         let seen = on_a_machine(node, "podman.sh", &conflist.to_string());
         let expected = [

@@ -3,6 +3,7 @@
 
 mod bridge;
 mod callers;
+mod meta;
 mod portmap;
 mod protocol;
 mod static_ipam;

@@ -91,6 +91,8 @@ impl FakeRoute {
             port: None,
             vlans: None,
             promiscuous: false,
+            all_multicast: false,
+            tx_queue_length: 1000,
         };
         self.links.insert(self.last_index, link);
         self.last_index
@@ -239,6 +241,7 @@ impl Route for FakeRoute {
             NewLinkKind::Bridge | NewLinkKind::VlanBridge => (LinkKind::Bridge, link.mtu),
             NewLinkKind::Veth(_) => (LinkKind::Veth, link.mtu),
             NewLinkKind::Dummy => (LinkKind::Dummy, link.mtu),
+            NewLinkKind::Ifb => (LinkKind::Ifb, link.mtu),
             NewLinkKind::Wireguard => (LinkKind::Wireguard, link.mtu.or(Some(1420))),
             NewLinkKind::Tun => (LinkKind::Tun, link.mtu),
             NewLinkKind::Macvlan { mode, lower, .. } => (LinkKind::Macvlan(*mode), link.mtu.or(self.mtu_of(*lower))),
@@ -290,6 +293,8 @@ impl Route for FakeRoute {
                     link.mtu = mtu;
                 }
                 LinkChange::Promiscuous(on) => link.promiscuous = on,
+                LinkChange::AllMulticast(on) => link.all_multicast = on,
+                LinkChange::TxQueueLength(length) => link.tx_queue_length = length,
                 LinkChange::Mac(mac) => link.mac = Some(mac),
                 LinkChange::Master(master) => {
                     if let Some(master) = master {

@@ -68,6 +68,11 @@ fn links_are_created_changed_and_deleted() {
         let port = near.port.unwrap();
         assert_eq!(port, BridgePort { hairpin: false, learning: true, flood: true, isolated: false, locked: false });
 
+        assert_eq!((near.all_multicast, near.tx_queue_length), (false, 1000));
+        route.change_link(near.index, &[LinkChange::AllMulticast(true), LinkChange::TxQueueLength(77)]).unwrap();
+        let changed = route.link_by_index(near.index).unwrap().unwrap();
+        assert_eq!((changed.all_multicast, changed.tx_queue_length), (true, 77));
+
         let changes = [
             LinkChange::Hairpin(true),
             LinkChange::Locked(true),
@@ -190,6 +195,7 @@ fn links_upon_links_are_made_and_read_back() {
             (NewLinkKind::Ipip(ipip), LinkKind::Ipip(ipip)),
             (NewLinkKind::Wireguard, LinkKind::Wireguard),
             (NewLinkKind::Tun, LinkKind::Tun),
+            (NewLinkKind::Ifb, LinkKind::Ifb),
         ];
         for (new, expected) in rows {
             let everywhere = matches!(new, NewLinkKind::Macvlan { .. } | NewLinkKind::Tun);

@@ -9,6 +9,7 @@ use podwire_kernel::nftables::{
 use podwire_model::Family;
 
 use super::config::{Config, Mapping};
+use crate::elements::Held;
 
 pub const NAME: &str = "podwire-portmap";
 
@@ -29,9 +30,6 @@ const HOSTPORTS: &str = "hostports";
 const HOOKS: [(&str, Hook); 2] = [("prerouting", Hook::Prerouting), ("output", Hook::Output)];
 const POSTROUTING: &str = "postrouting";
 const GUARD: &str = "guard";
-
-/// An element and the set that it is in.
-pub type Held = (&'static str, Element);
 
 /// The table of a family.
 pub fn table(family: Family) -> Table {

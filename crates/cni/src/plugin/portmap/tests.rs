@@ -34,7 +34,7 @@ fn what_is_left_of_containers_that_are_gone_gives_way() {
     let folder = Folder::new();
     let mut fake = Fake::new();
     let mut publish = |host_port, last, owner: &str| {
-        let mut publisher = Publisher { nftables: &mut fake, family: Family::V4, results: folder.path() };
+        let mut publisher = Publisher::new(&mut fake, Family::V4, folder.path());
         let published = publisher.publish(&config(host_port), ip(last), owner);
         let owners = owners(&mut fake);
         published.map(|()| owners)
@@ -53,7 +53,7 @@ fn what_is_left_of_containers_that_are_gone_gives_way() {
     let cached = json!({"result": {"interfaces": [{"name": "eth0", "sandbox": "/run/netns/podwire-no-such"}]}});
     std::fs::write(folder.path().join("net-b-eth0"), cached.to_string()).unwrap();
     assert_eq!(publish(1000, 4, "net/d/eth0").unwrap(), ["net/c/eth0", "net/d/eth0"]);
-    let mut publisher = Publisher { nftables: &mut fake, family: Family::V4, results: folder.path() };
+    let mut publisher = Publisher::new(&mut fake, Family::V4, folder.path());
     publisher.disown(ip(2), "net/e/eth0").unwrap();
     assert_eq!(owners(&mut fake), ["net/d/eth0"]);
 }
@@ -64,7 +64,7 @@ fn failures_in_between_change_nothing_about_the_end() {
     let mut fake = Fake::new().failing_one_in(10);
     let mut until_done = |act: &dyn Fn(&mut Publisher<'_>) -> Result<()>| {
         for _ in 0..100 {
-            let mut publisher = Publisher { nftables: &mut fake, family: Family::V4, results: folder.path() };
+            let mut publisher = Publisher::new(&mut fake, Family::V4, folder.path());
             if act(&mut publisher).is_ok() {
                 return;
             }

@@ -25,7 +25,11 @@ impl FakeRoute {
         self.check_free(link.name, what)?;
         check_mtu(link.mtu, what)?;
         match &link.kind {
-            NewLinkKind::Bridge | NewLinkKind::VlanBridge | NewLinkKind::Dummy | NewLinkKind::Wireguard => {}
+            NewLinkKind::Bridge
+            | NewLinkKind::VlanBridge
+            | NewLinkKind::Dummy
+            | NewLinkKind::Ifb
+            | NewLinkKind::Wireguard => {}
             NewLinkKind::Tun if link.mac.is_some() => return Err(Error::refused(what, libc::EOPNOTSUPP)),
             NewLinkKind::Tun => {}
             NewLinkKind::Macvlan { lower, .. } | NewLinkKind::Ipvlan { lower, .. } => self.check_lower(*lower, what)?,

@@ -37,6 +37,10 @@ pub struct Link {
     pub vlans: Option<BridgeVlans>,
     /// Takes every frame, whomever it is for (IFF_PROMISC), because somebody said so: as a bridge's port it does anyway.
     pub promiscuous: bool,
+    /// It was told to take every multicast frame.
+    pub all_multicast: bool,
+    /// How many packets may wait to be sent.
+    pub tx_queue_length: u32,
 }
 
 /// What a link is.
@@ -50,6 +54,8 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// A device that swallows packets: a place for addresses.
     Dummy,
+    /// A device that passes on what is redirected to it: a place for limits ([`crate::tc`]).
+    Ifb,
     /// An interface with a MAC address of its own on the device below.
     Macvlan(MacvlanMode),
     /// An interface with addresses of its own and the MAC address of the device below.
@@ -74,6 +80,7 @@ impl LinkKind {
             Self::Veth => "veth",
             Self::Vxlan(_) => "vxlan",
             Self::Dummy => "dummy",
+            Self::Ifb => "ifb",
             Self::Macvlan(_) => "macvlan",
             Self::Ipvlan(_) => "ipvlan",
             Self::Vlan(_) => "vlan",
@@ -187,6 +194,8 @@ pub enum NewLinkKind<'a> {
     Vxlan(Vxlan),
     /// A device that swallows packets. The kernel needs the module `dummy` for it.
     Dummy,
+    /// A device that passes on what is redirected to it. The kernel needs the module `ifb` for it.
+    Ifb,
     /// An interface with a MAC address of its own on the device with index `lower`.
     Macvlan {
         /// Index of the device below.
@@ -226,6 +235,7 @@ impl NewLinkKind<'_> {
             Self::Veth(_) => "veth",
             Self::Vxlan(_) => "vxlan",
             Self::Dummy => "dummy",
+            Self::Ifb => "ifb",
             Self::Macvlan { .. } => "macvlan",
             Self::Ipvlan { .. } => "ipvlan",
             Self::Vlan { .. } => "vlan",
@@ -244,6 +254,7 @@ impl NewLinkKind<'_> {
             | Self::Veth(_)
             | Self::Vxlan(_)
             | Self::Dummy
+            | Self::Ifb
             | Self::Ipip(_)
             | Self::Wireguard
             | Self::Tun => None,
@@ -283,6 +294,10 @@ pub enum LinkChange<'a> {
     Netns(BorrowedFd<'a>),
     /// Have it take every frame, whomever it is for.
     Promiscuous(bool),
+    /// Have it take every multicast frame.
+    AllMulticast(bool),
+    /// How many packets may wait to be sent.
+    TxQueueLength(u32),
     /// (bridge port) Let frames leave by the port that they came in by.
     Hairpin(bool),
     /// (bridge port) Learn addresses from received frames.

@@ -43,6 +43,7 @@ mod kind {
 
 const UP: u32 = libc::IFF_UP as u32;
 const RUNNING: u32 = libc::IFF_RUNNING as u32;
+const ALL_MULTICAST: u32 = libc::IFF_ALLMULTI as u32;
 const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;
 
 /// `struct ifinfomsg`.
@@ -98,7 +99,7 @@ pub fn new_link(link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Body {
 fn link_data(data: &mut Body, kind: &NewLinkKind<'_>) {
     match kind {
         NewLinkKind::VlanBridge => bridge::filtering(data),
-        NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Wireguard | NewLinkKind::Tun => {}
+        NewLinkKind::Bridge | NewLinkKind::Dummy | NewLinkKind::Ifb | NewLinkKind::Wireguard | NewLinkKind::Tun => {}
         NewLinkKind::Veth(peer) => _ = data.attribute(kind::VETH_INFO_PEER, &veth_peer(peer).0),
         NewLinkKind::Vxlan(vxlan) => vxlan_data(data, vxlan),
         NewLinkKind::Macvlan { mode, broadcast_queue, .. } => {
@@ -195,6 +196,8 @@ pub fn change_link(index: u32, changes: &[LinkChange<'_>]) -> Option<Body> {
         match *change {
             LinkChange::Up(up) => set(UP, up),
             LinkChange::Promiscuous(on) => set(PROMISCUOUS, on),
+            LinkChange::AllMulticast(on) => set(ALL_MULTICAST, on),
+            LinkChange::TxQueueLength(length) => _ = rest.u32(libc::IFLA_TXQLEN, length),
             LinkChange::Mtu(mtu) => link_basics(&mut rest, None, Some(mtu)),
             LinkChange::Mac(mac) => link_basics(&mut rest, Some(mac), None),
             LinkChange::Master(master) => _ = rest.u32(libc::IFLA_MASTER, master.unwrap_or(0)),
@@ -259,12 +262,15 @@ pub fn read_link(payload: &[u8]) -> Option<Link> {
         port: None,
         vlans: None,
         promiscuous: flags & PROMISCUOUS != 0,
+        all_multicast: flags & ALL_MULTICAST != 0,
+        tx_queue_length: 0,
     };
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             libc::IFLA_IFNAME => link.name = read_text(value),
             libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
             libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            libc::IFLA_TXQLEN => link.tx_queue_length = u32_at(value, 0)?,
             libc::IFLA_MASTER => link.master = u32_at(value, 0).filter(|index| *index != 0),
             libc::IFLA_IFALIAS => link.alias = Some(read_text(value)),
             libc::IFLA_LINK => link.peer_index = u32_at(value, 0).filter(|index| *index != 0),
@@ -293,6 +299,7 @@ fn read_link_info(link: &mut Link, info: &[u8]) {
         ("bridge", _) => LinkKind::Bridge,
         ("veth", _) => LinkKind::Veth,
         ("dummy", _) => LinkKind::Dummy,
+        ("ifb", _) => LinkKind::Ifb,
         ("wireguard", _) => LinkKind::Wireguard,
         ("vxlan", Some(data)) => LinkKind::Vxlan(read_vxlan(data)),
         (_, Some(data)) => read_kind(&name, data).unwrap_or(LinkKind::Other(name)),
