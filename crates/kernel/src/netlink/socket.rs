@@ -12,8 +12,9 @@ use std::{
 use super::message::{self, Message, Messages, attributes, flags, push_message, split, u32_at};
 use crate::{Error, Result, ns::Namespace};
 
-/// Room for one received datagram. The kernel makes dump parts of at most 32 KiB; a single object may be larger.
-const RECEIVE_BUFFER: usize = 256 << 10;
+/// Room for one received datagram. The kernel makes dump parts of at most 32 KiB; a single object may be larger, as large as
+/// an attribute can be. Less than what the C library asks the kernel for, and gives back, each time.
+const RECEIVE_BUFFER: usize = 96 << 10;
 /// What the kernel may queue for the socket before messages are lost.
 const RECEIVE_QUEUE: libc::c_int = 8 << 20;
 /// How long a request may stay unanswered. The kernel answers at once, or never.

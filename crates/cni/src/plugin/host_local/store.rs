@@ -1,6 +1,6 @@
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -111,8 +111,16 @@ impl Store {
 
     /// Remembers the address given out last.
     pub fn set_last(&self, set: usize, ip: IpAddr) -> Result<()> {
-        let path = self.last_path(set);
-        fs::write(&path, ip.to_string()).map_err(|error| Error::io("write", &path, error))
+        let (path, text) = (self.last_path(set), ip.to_string());
+        // Over what is there: a file that is made empty first is written to the disk when it is closed (ext4's
+        // `auto_da_alloc`), which would be a fifth of the time of ADD. Half of a number is no harm: it is only where to begin.
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let written = file.and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            let length = text.len() as u64;
+            if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
+        });
+        written.map_err(|error| Error::io("write", &path, error))
     }
 
     fn last_path(&self, set: usize) -> PathBuf {
