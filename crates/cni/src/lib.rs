@@ -13,6 +13,7 @@ mod ipam;
 mod mark;
 mod masquerade;
 mod owner;
+mod pair;
 pub mod plugin;
 mod pod;
 mod program;

@@ -19,6 +19,21 @@ const PODS: &str = "pods";
 /// How often to begin again after somebody else changed what was looked at. Each time somebody got further.
 const ATTEMPTS: usize = 8;
 
+/// Checks `ipMasqBackend`.
+///
+/// # Errors
+/// [`Error::Unsupported`] for iptables, [`Error::Config`] for what is unknown.
+pub fn check_backend(backend: Option<&str>) -> Result<()> {
+    match backend {
+        None | Some("nftables") => Ok(()),
+        Some("iptables") => {
+            let detail = "only \"nftables\" is; leave it out".to_owned();
+            Err(Error::Unsupported { field: "ipMasqBackend", detail })
+        }
+        Some(other) => Err(Error::Config(format!("\"ipMasqBackend\" is {other:?}: expected \"nftables\""))),
+    }
+}
+
 /// (ADD) Masquerades for the container's addresses.
 ///
 /// # Errors

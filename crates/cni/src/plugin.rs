@@ -9,6 +9,7 @@ mod ipvlan;
 mod loopback;
 mod macvlan;
 mod portmap;
+mod ptp;
 mod static_ipam;
 mod tuning;
 mod vlan;
@@ -48,7 +49,7 @@ pub trait Plugin: Sync {
     fn status(&self, call: &Call) -> Result<()>;
 }
 
-const TABLE: [(&str, &dyn Plugin); 12] = [
+const TABLE: [(&str, &dyn Plugin); 13] = [
     ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
     ("firewall", &firewall::Firewall),
@@ -58,6 +59,7 @@ const TABLE: [(&str, &dyn Plugin); 12] = [
     ("loopback", &loopback::Loopback),
     ("macvlan", &macvlan::MACVLAN),
     ("portmap", &portmap::Portmap),
+    ("ptp", &ptp::Ptp),
     ("static", &static_ipam::Static),
     ("tuning", &tuning::Tuning),
     ("vlan", &vlan::VLAN),

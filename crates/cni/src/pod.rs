@@ -155,6 +155,6 @@ fn entry(route: &RouteConfig, result: &CniResult, device: u32) -> Result<RouteEn
 }
 
 /// Systems that switch IPv6 off by default switch it off on every new interface.
-fn allow_ipv6(name: &str) -> podwire_kernel::Result<()> {
+pub fn allow_ipv6(name: &str) -> podwire_kernel::Result<()> {
     ProcSys.ensure(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").or_gone()
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::support::{Node, Pod, call, code, on_a_node, run, veths};
 
 /// Whether `pod` gets an answer from `target`.
-fn reaches(pod: &Pod, target: &str) -> bool {
+pub fn reaches(pod: &Pod, target: &str) -> bool {
     pod.succeeds(&format!("ping -c 1 -W 1 {target}"))
 }
 

@@ -6,6 +6,7 @@ mod callers;
 mod meta;
 mod portmap;
 mod protocol;
+mod ptp;
 mod static_ipam;
 mod support;
 mod upper;

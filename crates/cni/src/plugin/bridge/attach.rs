@@ -10,7 +10,7 @@ use super::{config::Config, port, segment};
 use crate::{
     Call, CniResult, Error, Result, RouteConfig,
     address::{first_host, mac_of},
-    masquerade,
+    masquerade, pair,
     pod::{self, describe},
 };
 
@@ -45,9 +45,12 @@ impl Attach<'_> {
         if config.masquerade {
             masquerade::add(call, &result.ips)?;
         }
-        if !config.gateway {
+        if !config.disabled {
+            pair::wait_until_running(&mut self.host, veth.index)?;
             // A bridge without a MAC address of its own has that of a port.
-            bridge = segment::bridge(&mut self.host, config, &result)?;
+            if !bridge.running || !config.gateway {
+                bridge = pair::wait_until_running(&mut self.host, bridge.index)?;
+            }
         }
         result.interfaces = vec![describe(&bridge, None), describe(&veth, None), describe(&eth, pod::sandbox(call))];
         for ip in &mut result.ips {

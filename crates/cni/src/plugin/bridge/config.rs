@@ -1,7 +1,7 @@
 use podwire_kernel::route::Mac;
 use serde::Deserialize;
 
-use crate::{Call, Dns, Error, Result, ipam::Ipam};
+use crate::{Call, Dns, Error, Result, ipam::Ipam, masquerade};
 
 /// The checked configuration of one call.
 #[derive(Debug)]
@@ -143,16 +143,6 @@ impl Config {
     }
 }
 
-/// What DEL and GC need: what cannot be set up can still be torn down.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Teardown {
-    #[serde(rename = "ipMasq", default)]
-    pub masquerade: bool,
-    #[serde(default)]
-    pub ipam: Ipam,
-}
-
 /// The first that is set: by the runtime, by the configuration's `args`, by `CNI_ARGS`.
 fn mac(call: &Call, raw: &Raw) -> Result<Option<Mac>> {
     let given = [Some(&raw.runtime_config.mac), Some(&raw.args.cni.mac), call.args.get("MAC")];
@@ -164,14 +154,7 @@ fn mac(call: &Call, raw: &Raw) -> Result<Option<Mac>> {
 
 fn refuse(raw: &Raw) -> Result<()> {
     let wrong = |detail: &str| Err(Error::Config(detail.to_owned()));
-    match raw.ip_masq_backend.as_deref() {
-        None | Some("nftables") => {}
-        Some("iptables") => {
-            let detail = "only \"nftables\" is; leave it out".to_owned();
-            return Err(Error::Unsupported { field: "ipMasqBackend", detail });
-        }
-        Some(_) => return wrong("\"ipMasqBackend\" is neither \"nftables\" nor \"iptables\""),
-    }
+    masquerade::check_backend(raw.ip_masq_backend.as_deref())?;
     if raw.hairpin_mode && raw.promisc_mode {
         return wrong("\"hairpinMode\" and \"promiscMode\" exclude each other");
     }

@@ -1,52 +1,28 @@
 //! The container's port of the bridge: the host's end of a veth pair whose other end is in the container from the first
 //! moment.
 
-use std::os::fd::AsFd;
-
 use podwire_kernel::{
     ns::Namespace,
-    route::{
-        BridgePort, FdbEntry, FdbTable, Link, LinkChange, Mac, NeighbourState, NewLink, NewLinkKind, Peer, PortVlans,
-        Route, RouteSocket,
-    },
+    route::{BridgePort, FdbEntry, FdbTable, Link, LinkChange, Mac, NeighbourState, PortVlans, Route, RouteSocket},
 };
 
-use super::{
-    config::{Config, Port, Vlans},
-    host_name,
-};
-use crate::{Call, Error, Result, mark};
+use super::config::{Config, Port, Vlans};
+use crate::{Call, Error, Result, pair};
 
-/// Makes the pair.
-///
-/// To create the link, and then make it a port, takes the kernel less than to do both at once: it need not become an
-/// interface of the host first, with all that this brings.
+/// Makes it.
 pub fn make(
     host: &mut RouteSocket,
     call: &Call,
     config: &Config,
     bridge: &Link,
-    (namespace, mac): (&Namespace, Option<Mac>),
+    container: (&Namespace, Option<Mac>),
 ) -> Result<Link> {
-    let name = host_name(call);
-    let peer = Peer { name: &call.ifname, mac, mtu: config.mtu, netns: Some(namespace.as_fd()) };
-    let link = host.create_link(&NewLink { mtu: config.mtu, ..NewLink::new(&name, NewLinkKind::Veth(peer)) })?;
-    let mark = mark::of(call);
-    let changes = [LinkChange::Alias(&mark), LinkChange::Master(Some(bridge.index)), LinkChange::Up(true)];
-    let set_up = (|| {
-        host.change_link(link.index, &changes)?;
-        settle(host, link.index, config.port)?;
-        match &config.vlans {
-            Some(vlans) => enter_vlans(host, link.index, bridge, vlans),
-            None => Ok(()),
-        }
-    })();
-    if let Err(error) = set_up {
-        // Without its mark nobody will know it for ours.
-        _ = host.delete_link_early(link.index);
-        return Err(error);
+    let link = pair::make(host, call, container, config.mtu, Some(bridge.index))?;
+    settle(host, link.index, config.port)?;
+    if let Some(vlans) = &config.vlans {
+        enter_vlans(host, link.index, bridge, vlans)?;
     }
-    Ok(Link { master: Some(bridge.index), up: true, ..link })
+    Ok(link)
 }
 
 /// What is not as it is with every new port.
@@ -102,7 +78,7 @@ pub fn bind_mac(host: &mut RouteSocket, port: u32, mac: Option<Mac>) -> Result<(
 /// # Errors
 /// [`Error::NotAsSetUp`].
 pub fn check(host: &mut RouteSocket, call: &Call, config: &Config, bridge: &Link) -> Result<()> {
-    let name = host_name(call);
+    let name = pair::host_name(call);
     let wrong = |what: &str| Err(Error::NotAsSetUp(format!("{name} {what}")));
     let found = host.link(&name)?.filter(|link| link.up && link.master == Some(bridge.index));
     let Some((index, port)) = found.and_then(|link| Some((link.index, link.port?))) else {

@@ -11,7 +11,7 @@ use super::{
     config::{Config, Vlans},
     port,
 };
-use crate::{CniResult, Error, IpConfig, Result, address::mac_of, forward};
+use crate::{CniResult, Error, IpConfig, Result, address::mac_of, forward, pair};
 
 /// The bridge, made when it is not there.
 pub fn bridge(host: &mut RouteSocket, config: &Config, result: &CniResult) -> Result<Link> {
@@ -99,8 +99,7 @@ fn vlan_interface(
     bridge: &Link,
     (name, vlans): (&str, &Vlans),
 ) -> Result<Link> {
-    let hash = podwire_kernel::stable_hash(name.bytes());
-    let port_name = format!("veth{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff));
+    let port_name = pair::name(name.bytes());
     let peer = Peer { name: &port_name, mac: None, mtu: config.mtu, netns: None };
     let new = NewLink { mtu: config.mtu, ..NewLink::new(name, NewLinkKind::Veth(peer)) };
     let link = match host.create_link(&new) {
