@@ -20,7 +20,7 @@ use podwire_kernel::{
 use podwire_model::{Family, Lease, Name, Node};
 use podwire_overlay::{
     Overlay, Site, Uplink,
-    config::{self, Config},
+    config::Config,
     lease::{self, Keys},
     masquerade,
     subnet_env::{Range, SubnetEnv},
@@ -33,6 +33,7 @@ use crate::daemon::{Retry, Stop, sleep};
 
 mod args;
 mod healthz;
+mod key;
 mod links;
 mod publish;
 
@@ -51,7 +52,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     );
     let path = &args.net_config_path;
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let config = config::parse(&text).with_context(|| format!("reading {}", path.display()))?;
+    let config = key::parse(&text).with_context(|| format!("reading {}", path.display()))?;
     let client = Client::from_kubeconfig_or_cluster(args.kubeconfig_file.clone()).await?;
     let name = match args.node_name.as_deref() {
         Some(name) => name.into(),
