@@ -33,6 +33,7 @@ const TESTS: &[Row] = &[
     Row { name: "kernel", folder: "kernel", target: None, args: &[], modes: None },
     Row { name: "cni", folder: "cni", target: Some("pods"), args: &["upper", "vlans_are"], modes: None },
     Row { name: "vxlan", folder: "overlay", target: Some("vxlan"), args: &[], modes: None },
+    Row { name: "udp", folder: "overlay", target: Some("udp"), args: &[], modes: None },
     Row { name: "wireguard", folder: "overlay", target: Some("wireguard"), args: &[], modes: None },
     Row { name: "ipip", folder: "overlay", target: Some("ipip"), args: &[], modes: None },
     Row { name: "dual_stack", folder: "overlay", target: Some("dual_stack"), args: &[], modes: None },

@@ -22,6 +22,8 @@ pub const NAME: &str = "udp";
 const DEVICE: &str = "flannel0";
 /// Outer IPv4 header 20 and UDP 8 bytes.
 const OVERHEAD: u32 = 28;
+/// No UDP datagram over IPv4 carries more, however large the uplink's MTU.
+const LARGEST: u32 = 65_535 - OVERHEAD;
 const PORT: u16 = 8285;
 
 #[derive(Debug)]
@@ -39,7 +41,7 @@ impl Backend for UdpBackend {
     }
 
     fn mtu(&self, uplink: &Uplink) -> u32 {
-        uplink.mtu.saturating_sub(OVERHEAD)
+        uplink.mtu.saturating_sub(OVERHEAD).min(LARGEST)
     }
 
     /// flannel publishes nothing besides the address.
@@ -109,6 +111,7 @@ mod tests {
             Entry::Route { device, destination: site.network, gateway: None, onlink: false },
         ];
         assert_eq!(backend.local(&site), expected);
+        assert_eq!(backend.mtu(&Uplink { mtu: 65_536, ..site.uplink.clone() }), 65_507);
         let own = site.lease(backend.as_ref());
         assert_eq!((&*own.backend, &*own.backend_data), ("udp", "null"));
 
