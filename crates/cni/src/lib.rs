@@ -6,6 +6,7 @@
 
 mod address;
 mod call;
+mod device;
 mod elements;
 mod error;
 mod forward;

@@ -4,12 +4,14 @@ mod bandwidth;
 mod bridge;
 mod firewall;
 mod flannel;
+mod host_device;
 mod host_local;
 mod ipvlan;
 mod loopback;
 mod macvlan;
 mod portmap;
 mod ptp;
+mod sriov;
 mod static_ipam;
 mod tuning;
 mod vlan;
@@ -49,17 +51,19 @@ pub trait Plugin: Sync {
     fn status(&self, call: &Call) -> Result<()>;
 }
 
-const TABLE: [(&str, &dyn Plugin); 13] = [
+const TABLE: [(&str, &dyn Plugin); 15] = [
     ("bandwidth", &bandwidth::Bandwidth),
     ("bridge", &bridge::Bridge),
     ("firewall", &firewall::Firewall),
     ("flannel", &flannel::Flannel),
+    ("host-device", &host_device::HostDevice),
     ("host-local", &host_local::HostLocal),
     ("ipvlan", &ipvlan::IPVLAN),
     ("loopback", &loopback::Loopback),
     ("macvlan", &macvlan::MACVLAN),
     ("portmap", &portmap::Portmap),
     ("ptp", &ptp::Ptp),
+    ("sriov", &sriov::Sriov),
     ("static", &static_ipam::Static),
     ("tuning", &tuning::Tuning),
     ("vlan", &vlan::VLAN),

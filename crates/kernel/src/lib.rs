@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod nftables;
 pub mod ns;
 pub mod path;
+pub mod pci;
 pub mod process;
 pub mod route;
 pub mod socket;

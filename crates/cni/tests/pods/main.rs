@@ -3,10 +3,12 @@
 
 mod bridge;
 mod callers;
+mod host_device;
 mod meta;
 mod portmap;
 mod protocol;
 mod ptp;
+mod sriov;
 mod static_ipam;
 mod support;
 mod upper;

@@ -88,6 +88,7 @@ impl FakeRoute {
             alias: None,
             peer_index: None,
             peer_netns_id: None,
+            parent: None,
             port: None,
             vlans: None,
             promiscuous: false,

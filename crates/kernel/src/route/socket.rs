@@ -6,7 +6,7 @@ use std::{
 
 use super::{
     Address, Edit, FdbEntry, Link, LinkChange, Neighbour, NewLink, NewLinkKind, NextHop, PortVlans, Route, RouteEntry,
-    RouteFilter,
+    RouteFilter, VfChange, VirtualFunction,
     watch::{Removed, removed},
     wire::{self, Body},
 };
@@ -118,6 +118,29 @@ impl RouteSocket {
             Err(_) => self.delete_link(index).or_gone(),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// The virtual functions of the SR-IOV card whose physical function is the link with index `physical`, in the order of
+    /// their numbers; none when it is no such link.
+    ///
+    /// # Errors
+    /// ENODEV for a missing link.
+    pub fn virtual_functions(&mut self, physical: u32) -> Result<Vec<VirtualFunction>> {
+        let what = format_args!("look up the virtual functions of link #{physical}");
+        let messages = self.socket.request(libc::RTM_GETLINK, 0, &wire::get_vfs(physical).0, what)?;
+        Ok(messages.first().and_then(|message| wire::read_vfs(message.payload)).unwrap_or_default())
+    }
+
+    /// Makes `changes` to virtual function `id`, one after the other.
+    ///
+    /// # Errors
+    /// ENODEV for a missing link; EINVAL for a missing function; EOPNOTSUPP for what the driver cannot set. Those before
+    /// the one that failed have been made.
+    pub fn change_virtual_function(&mut self, physical: u32, id: u32, changes: &[VfChange]) -> Result<()> {
+        changes.iter().try_for_each(|change| {
+            let what = format_args!("change virtual function {id} of link #{physical}: {change:?}");
+            self.tell(libc::RTM_SETLINK, 0, &wire::change_vf(physical, id, change), what)
+        })
     }
 
     fn new_link(&mut self, link: &NewLink<'_>, netns: Option<BorrowedFd<'_>>) -> Result<()> {

@@ -3,6 +3,7 @@
 mod bridge;
 mod edit;
 mod link;
+mod vf;
 
 use std::{
     fmt,
@@ -16,6 +17,7 @@ pub use link::{
     BridgePort, Ipip, IpvlanMode, Link, LinkChange, LinkKind, MacvlanMode, NewLink, NewLinkKind, Peer, Vxlan,
 };
 use podwire_model::{Family, IpNet};
+pub use vf::{VfChange, VfLinkState, VfRate, VfVlan, VirtualFunction, VlanProtocol};
 
 /// A MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

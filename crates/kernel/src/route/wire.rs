@@ -5,12 +5,14 @@
 
 pub mod bridge;
 mod link;
+mod vf;
 
 use std::net::IpAddr;
 
 use podwire_model::{Family, IpNet};
 
 pub use self::link::{change_link, change_port, delete_link, get_link, new_link, read_link};
+pub use self::vf::{change_vf, get_vfs, read_vfs};
 use super::types::{
     Address, FdbEntry, FdbTable, Mac, Neighbour, NeighbourState, NextHop, RouteEntry, RouteFilter, RouteKind,
     RouteProtocol, Scope, family,

@@ -18,6 +18,8 @@ use super::{
 };
 
 const QEMU: &str = "qemu-system-x86_64";
+/// With PCI Express, which SR-IOV needs.
+const MACHINE: &str = "q35";
 /// Processors: as many as the machines have that run the tests.
 const PROCESSORS: &str = "2";
 /// Memory in MiB; the host gives only what is used.
@@ -92,7 +94,7 @@ fn command(kernel: &Kernel, run: &Path) -> Command {
     // Dies with this process, however that ends. The option exists since util-linux 2.33 (Debian 10).
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
-    command.args(["-accel", ACCELERATOR, "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY]);
+    command.args(["-machine", MACHINE, "-accel", ACCELERATOR, "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(run.join("initramfs"));
     command.args(["-append", COMMAND_LINE]);
     let mut console = OsString::from("file:");
@@ -100,6 +102,8 @@ fn command(kernel: &Kernel, run: &Path) -> Command {
     command.arg("-serial").arg(console).args(["-serial", "stdio"]);
     command.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
     command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
+    // A network card for its virtual functions, at a network with nobody else. Its driver is not loaded before a test does it.
+    command.args(["-netdev", "user,id=nobody,restrict=on", "-device", "igb,netdev=nobody"]);
     command.stdin(Stdio::null());
     command
 }

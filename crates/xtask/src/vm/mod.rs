@@ -1,6 +1,6 @@
 //! An emulated machine with Debian's own kernel, for what the host's kernel may lack: IPVS, dummy links, ipset, SCTP.
 //!
-//! The machine has no disk and no network card. It sees the host's root folder read-only, through 9p, under an overlay in
+//! The machine has no disk, and a network card only for its virtual functions. It sees the host's root folder read-only, through 9p, under an overlay in
 //! its own memory: every program of the host is there, and nothing that it writes outlives it. CONTRIBUTING.md tells how to use it.
 
 mod initramfs;

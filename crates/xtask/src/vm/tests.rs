@@ -31,7 +31,13 @@ struct Row {
 /// What runs in the machine, in this order: what speaks to its kernel, and not what speaks to fakes.
 const TESTS: &[Row] = &[
     Row { name: "kernel", folder: "kernel", target: None, args: &[], modes: None },
-    Row { name: "cni", folder: "cni", target: Some("pods"), args: &["upper", "vlans_are"], modes: None },
+    Row {
+        name: "cni",
+        folder: "cni",
+        target: Some("pods"),
+        args: &["upper", "vlans_are", "host_device", "sriov"],
+        modes: None,
+    },
     Row { name: "vxlan", folder: "overlay", target: Some("vxlan"), args: &[], modes: None },
     Row { name: "udp", folder: "overlay", target: Some("udp"), args: &[], modes: None },
     Row { name: "wireguard", folder: "overlay", target: Some("wireguard"), args: &[], modes: None },

@@ -31,6 +31,8 @@ pub struct Link {
     pub peer_index: Option<u32>,
     /// This namespace's id for the namespace that `peer_index` lives in; absent when it is this one.
     pub peer_netns_id: Option<i32>,
+    /// The device that it is on its bus, for example the address of a PCI function (Linux 5.14); absent for virtual links.
+    pub parent: Option<String>,
     /// Its settings as a bridge port, when its master is a bridge.
     pub port: Option<BridgePort>,
     /// What it does with VLAN tags, when it is a bridge.

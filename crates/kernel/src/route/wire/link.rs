@@ -259,6 +259,7 @@ pub fn read_link(payload: &[u8]) -> Option<Link> {
         alias: None,
         peer_index: None,
         peer_netns_id: None,
+        parent: None,
         port: None,
         vlans: None,
         promiscuous: flags & PROMISCUOUS != 0,
@@ -275,6 +276,7 @@ pub fn read_link(payload: &[u8]) -> Option<Link> {
             libc::IFLA_IFALIAS => link.alias = Some(read_text(value)),
             libc::IFLA_LINK => link.peer_index = u32_at(value, 0).filter(|index| *index != 0),
             libc::IFLA_LINK_NETNSID => link.peer_netns_id = u32_at(value, 0).map(|id| id as i32),
+            libc::IFLA_PARENT_DEV_NAME => link.parent = Some(read_text(value)),
             libc::IFLA_LINKINFO => read_link_info(&mut link, value),
             _ => {}
         }
