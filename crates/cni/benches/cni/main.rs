@@ -3,9 +3,10 @@
 //!
 //! The peers are the reference plugins as Debian packages them (`containernetworking-plugins`), where installed: the
 //! same configuration and the same runtime, in turns; and for DEL the one netlink request without which no pod is
-//! detached.
+//! detached. And what `portmap` costs when a thousand ports are mapped already.
 
 mod node;
+mod portmap;
 
 use std::{
     env,
@@ -53,6 +54,7 @@ fn measure(folder: &Path) -> Result<()> {
         one_by_one(folder, case, (&bin, reference.as_deref()), masquerade)?;
     }
     crowds(folder, (&bin, reference.as_deref()))?;
+    portmap::measure(&bin, reference.as_deref())?;
     let size = |path: &Path| Ok::<_, Box<dyn Error + Send + Sync>>(fs::metadata(path)?.len() as f64 / 1e6);
     let all = || COMMON.iter().map(|name| size(&Path::new(REFERENCE).join(name))).sum::<Result<f64>>();
     let peer = has_reference.then(all).transpose()?;

@@ -192,6 +192,47 @@ fn datagrams_of_a_running_conversation_follow_the_mapping() {
     });
 }
 
+/// The first packet of an SCTP association (RFC 9260, 3.3.2), with its checksum.
+fn sctp_init(source: u16, destination: u16) -> Vec<u8> {
+    let mut packet = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    packet.extend([0; 8]);
+    packet.extend([1, 0, 0, 20]);
+    for word in [42_u32, 65_535, 0x0001_0001, 1] {
+        packet.extend(word.to_be_bytes());
+    }
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    };
+    let checksum = !packet.iter().fold(!0, step);
+    packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+    packet
+}
+
+/// Kernels for tests need not have SCTP: raw sockets at both ends.
+#[test]
+fn an_sctp_association_is_mapped() {
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, sockopt};
+    on_a_node(|node| {
+        let outside = outside();
+        let network = network(node, "net", &json!({}));
+        let a = pod("pod-a", json!([{"hostPort": 8080, "containerPort": 80, "protocol": "sctp"}]));
+        node.runtime.add(&network, &a.attachment).unwrap();
+        let raw = || {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::SCTP)).unwrap();
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+            Ok::<_, podwire_kernel::Error>(socket)
+        };
+        let (client, server) = (outside.namespace.run(raw).unwrap(), a.namespace.run(raw).unwrap());
+        let to: SocketAddr = "192.0.2.1:0".parse().unwrap();
+        rustix::net::sendto(&client, &sctp_init(2000, 8080), SendFlags::empty(), &to).unwrap();
+        let mut received = [0; 100];
+        let (length, _, _) = rustix::net::recvfrom(&server, &mut received[..], RecvFlags::empty()).unwrap();
+        let (header, packet) = received[..length].split_at(20);
+        assert_eq!((&header[12..16], &header[16..20]), (&[192, 0, 2, 9][..], &[10, 1, 0, 2][..]));
+        assert_eq!(packet[..4], [2000_u16.to_be_bytes(), 80_u16.to_be_bytes()].concat());
+    });
+}
+
 #[test]
 fn without_snat_and_with_all_of_it() {
     on_a_node(|node| {

@@ -11,7 +11,7 @@ use podwire_cni::{PLUGINS, runtime::NetworkConfig};
 use podwire_kernel::ns::{Kind, Namespace};
 use serde_json::{Value, json};
 
-use crate::support::{Node, Pod, call, on_a_node, veths};
+use crate::support::{Node, Pod, call, on_a_node, run, veths};
 
 /// Where Debian has the reference plugins (package containernetworking-plugins).
 const REFERENCE: &str = "/usr/lib/cni/host-local";
@@ -66,6 +66,51 @@ fn a_verb_that_the_version_does_not_have_is_refused() {
             let (answer, success) = call(node, plugin, "FROB", &pod.attachment, &json!({"cniVersion": "1.0.0"}));
             assert_eq!((success, &answer["code"]), (false, &json!(4)), "{plugin}: {answer}");
         }
+    });
+}
+
+#[test]
+fn an_add_that_is_killed_at_any_moment_is_undone_by_del_or_gc() {
+    on_a_node(|node| {
+        let config = json!({
+            "cniVersion": "1.1.0", "name": "net", "type": "bridge", "isGateway": true,
+            "ipam": {"type": "host-local", "subnet": "10.1.0.0/28", "dataDir": node.folder.join("networks")},
+        });
+        let plugin = node.runtime.bin_dirs[0].join("bridge");
+        let killed_after = |id: &str, microseconds: u64| {
+            let pod = Pod::new(id);
+            let mut child = Command::new(&plugin)
+                .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", id), ("CNI_IFNAME", "eth0")])
+                .env("CNI_NETNS", pod.attachment.netns.as_deref().unwrap())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+            std::thread::sleep(std::time::Duration::from_micros(microseconds));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            pod
+        };
+        for round in 0..40 {
+            let pod = killed_after("killed", round * 150);
+            let (answer, success) = call(node, "bridge", "DEL", &pod.attachment, &config);
+            assert!(success, "{round}: {answer}");
+            assert_eq!((veths(), node.leases("net"), pod.has_eth0()), (vec![], vec![], false), "{round}");
+        }
+        // Nobody calls DEL: more pods than there are addresses.
+        let pods: Vec<Pod> = (0..30).map(|round| killed_after(&format!("lost-{round}"), round * 200)).collect();
+        let mut gc = config.clone();
+        gc["cni.dev/valid-attachments"] = json!([]);
+        let (answer, success) = call(node, "bridge", "GC", &pods[0].attachment, &gc);
+        assert!(success, "{answer}");
+        // A veth that had no mark yet goes with its container's namespace.
+        assert!(!run("ip link show type veth").contains("podwire-cni:net/"));
+        assert!(node.leases("net").is_empty());
+        let files = std::fs::read_dir(node.folder.join("networks/net")).unwrap().flatten();
+        let mut files: Vec<_> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        files.sort();
+        assert_eq!(files, ["last_reserved_ip.0", "lock"], "no half a file is left");
     });
 }
 
