@@ -85,10 +85,15 @@ impl Recorder {
 pub async fn send(client: Client, controller: &'static str, mut reports: mpsc::Receiver<Report>) {
     let mut limit = Limit::new(Instant::now());
     let reporter = Reporter { controller: controller.into(), instance: std::env::var("HOSTNAME").ok() };
-    let recorder = events::Recorder::new(client.kube(), reporter);
+    let mut recorder = events::Recorder::new(client.kube(), reporter.clone());
     while let Some(report) = reports.recv().await {
+        let again = limit.knows(&report);
         if !limit.admits(&report, Instant::now()) {
             continue;
+        }
+        if !again {
+            // It counts what has the same object and reason, and would keep the first message.
+            recorder = events::Recorder::new(client.kube(), reporter.clone());
         }
         let reference = reference(&client, &report.about).await;
         let event = events::Event {
@@ -146,6 +151,12 @@ impl Limit {
         Self { sent: HashMap::new(), tokens: BURST, at: now }
     }
 
+    /// Whether just this was told of the object before.
+    fn knows(&self, report: &Report) -> bool {
+        let key = (report.about.clone(), report.reason);
+        self.sent.get(&key).is_some_and(|(text, _)| *text == report.message)
+    }
+
     fn admits(&mut self, report: &Report, now: Instant) -> bool {
         self.tokens = BURST.min(self.tokens + RATE * now.saturating_duration_since(self.at).as_secs_f64());
         self.at = now;
@@ -180,6 +191,7 @@ mod tests {
         let mut limit = Limit::new(begin);
         assert!(limit.admits(&report("a", "x"), begin));
         assert!(!limit.admits(&report("a", "x"), begin));
+        assert!(limit.knows(&report("a", "x")) && !limit.knows(&report("a", "y")));
         assert!(limit.admits(&report("a", "y"), begin), "something else is told at once");
         assert!(limit.admits(&report("b", "x"), begin));
         assert!(limit.admits(&report("a", "y"), begin + QUIET));

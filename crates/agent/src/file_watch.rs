@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// How often to read the file. It is small, and a mounted ConfigMap changes by a swap of links that is easily missed by
 /// watches of the file itself.
@@ -17,14 +17,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct FileWatch {
     path: PathBuf,
     known: Option<Vec<u8>>,
-    interval: Duration,
+    interval: Interval,
 }
 
 impl FileWatch {
-    /// What the file is now is no news.
+    /// What the file is now is no news. To be called within a runtime.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { known: fs::read(&path).ok(), path, interval: INTERVAL }
+        Self { known: fs::read(&path).ok(), path, interval: every(INTERVAL) }
     }
 
     /// Which file.
@@ -38,7 +38,7 @@ impl FileWatch {
     /// It can no longer be read, or is not text. This, too, is told once.
     pub async fn changed(&mut self) -> io::Result<String> {
         loop {
-            time::sleep(self.interval).await;
+            self.interval.tick().await;
             let found = fs::read(&self.path);
             let content = found.as_ref().ok().cloned();
             if content != self.known {
@@ -49,9 +49,17 @@ impl FileWatch {
     }
 }
 
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -68,9 +76,9 @@ mod tests {
         };
         version("..1", b"one");
         symlink("..data/net-conf.json", folder.join("net-conf.json")).unwrap();
-        let interval = Duration::from_millis(10);
-        let mut watch = FileWatch { interval, ..FileWatch::new(folder.join("net-conf.json")) };
-        let quiet = time::timeout(interval * 5, watch.changed()).await;
+        let pause = Duration::from_millis(10);
+        let mut watch = FileWatch { interval: every(pause), ..FileWatch::new(folder.join("net-conf.json")) };
+        let quiet = timeout(pause * 5, watch.changed()).await;
         assert!(quiet.is_err(), "nothing changed: {quiet:?}");
         version("..2", b"two");
         assert_eq!(watch.changed().await.unwrap(), "two");
@@ -79,7 +87,7 @@ mod tests {
         assert!(watch.changed().await.is_err());
         fs::remove_dir_all(folder.join("..4")).unwrap();
         assert_eq!(watch.changed().await.unwrap_err().kind(), io::ErrorKind::NotFound);
-        let quiet = time::timeout(interval * 5, watch.changed()).await;
+        let quiet = timeout(pause * 5, watch.changed()).await;
         assert!(quiet.is_err(), "told already: {quiet:?}");
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -2,43 +2,49 @@
 //!
 //! Node events go into [`podwire_overlay::Overlay`], which programs the kernel; this node's own annotations and
 //! condition go back to the API. `subnet.env` is written last: once it is there, the CNI plugin may attach pods.
+//! A change of net-conf.json takes effect while pods talk; flanneld itself would have to be started again.
 
-use std::{collections::BTreeMap, fs, pin::pin};
+use std::{fs, pin::pin};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use futures_util::StreamExt;
 use podwire_k8s::{
-    Client, Event, convert,
+    Client,
     k8s_openapi::api::core::v1 as core,
     kube::{Api, runtime::watcher},
 };
-use podwire_kernel::{
-    nftables,
-    route::{Removed, RouteSocket},
-    sysctl::{ProcSys, Sysctl},
-};
-use podwire_model::{Family, Lease, Name, Node};
-use podwire_overlay::{
-    Overlay, Site, Uplink,
-    config::Config,
-    lease::{self, Keys},
-    masquerade,
-    subnet_env::{Range, SubnetEnv},
-    uplink,
-};
-use tokio::sync::watch;
-use tracing::{error, info, warn};
+use podwire_model::Name;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::info;
 
-use crate::daemon::{Retry, Stop, sleep};
+use crate::{
+    daemon::{Stop, sleep},
+    events::{self, Recorder},
+    file_watch::FileWatch,
+};
 
 mod args;
+mod checksum;
 mod healthz;
 mod key;
 mod links;
+mod metrics;
+mod net_conf;
+mod nodes;
 mod publish;
+mod ready;
+mod rules;
+mod stack;
+mod survey;
+mod uplink;
+mod user_space;
+mod worker;
 
 pub use args::{Args, ENVIRONMENT};
-use links::Removals;
+use metrics::Metrics;
+use net_conf::NetConf;
+use nodes::Seen;
+use worker::{Outputs, Worker};
 
 /// Runs until SIGTERM or SIGINT. The data path stays as it is then: pods keep talking, and the next run takes it over.
 ///
@@ -46,44 +52,53 @@ use links::Removals;
 /// The flags, net-conf.json or the node's facts can never work: no retry would help. What may pass (the API server
 /// away, the kernel refusing) is logged and tried again.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    ensure!(
-        args.kube_subnet_mgr,
-        "only --kube-subnet-mgr is supported: pod ranges come from Node objects, not from etcd"
-    );
-    let path = &args.net_config_path;
+    if args.version {
+        println!("{}", env!("CARGO_PKG_VERSION"));
+        return Ok(());
+    }
+    args.check()?;
+    let mut file = FileWatch::new(&args.net_config_path);
+    let path = file.path();
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let config = key::parse(&text).with_context(|| format!("reading {}", path.display()))?;
-    let client = Client::from_kubeconfig_or_cluster(args.kubeconfig_file.clone()).await?;
-    let name = match args.node_name.as_deref() {
+    let conf = NetConf::new(path, text)?;
+    let client = Client::connect(args.kubeconfig_file.as_deref(), args.kube_api_url.as_deref()).await?;
+    let name = match args.own.node_name.as_deref() {
         Some(name) => name.into(),
         None => node_name(&client).await?,
     };
-    info!(node = %name, networks = ?config.networks, backend = config.backend.name(), "starting");
+    info!(node = %name, networks = ?conf.networks, backend = conf.backend()?.name(), "starting");
 
+    let (recorder, reports) = Recorder::new(&name);
+    tokio::spawn(events::send(client.clone(), "flannel", reports));
     let nodes = Api::<core::Node>::all(client.kube());
-    let mut events = pin!(podwire_k8s::watch(nodes.clone(), watcher::Config::default()));
+    let read = |object: core::Node| Seen::read(&object);
+    let mut events = pin!(podwire_k8s::watch_as(nodes.clone(), watcher::Config::default(), read));
     let mut stop = Stop::new()?;
-    let mut removals = links::removals()?;
-    let mut daemon = Daemon::new(args, config, name, nodes)?;
-    if let (ip, port @ 1..) = (daemon.args.healthz_ip, daemon.args.healthz_port) {
-        healthz::serve((ip, port).into(), daemon.ready.subscribe()).await?;
-    }
+    let mut changes = links::changes()?;
+    let mut tick = interval(args.resync());
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let outputs = Outputs { nodes, recorder, metrics: Metrics::new() };
+    let mut worker = Worker::new(args, conf, name, outputs)?;
+    worker.serve_pages().await?;
     loop {
         tokio::select! {
             () = stop.asked() => break,
             event = events.next() => match event {
-                Some(event) => daemon.observe(event),
+                Some(event) => worker.observe(event),
                 None => bail!("the watch of nodes ended"),
             },
-            Some(removed) = removals.recv() => if !daemon.lost(removed, &mut removals)? { continue },
-            () = sleep(daemon.retry.pause()) => {}
+            Some(change) = changes.recv() => if !worker.changed(change, &mut changes) { continue },
+            text = file.changed() => worker.reconfigure(text).await,
+            _ = tick.tick() => worker.tick(),
+            () = sleep(worker.pause()) => {}
         }
         tokio::select! {
             () = stop.asked() => break,
-            done = daemon.work() => done?,
+            done = worker.work() => done?,
         }
     }
-    info!("stopping; the data path stays");
+    worker.farewell().await;
+    info!("stopping; what is in the kernel stays");
     Ok(())
 }
 
@@ -100,249 +115,4 @@ async fn node_name(client: &Client) -> anyhow::Result<Name> {
     let found = found.with_context(|| format!("reading pod {namespace}/{pod} to learn the node's name"))?;
     let node = found.spec.and_then(|spec| spec.node_name).filter(|name| !name.is_empty());
     node.map(Name::from).with_context(|| format!("pod {namespace}/{pod} has no spec.nodeName"))
-}
-
-/// What is known, and what of it is done.
-struct Daemon {
-    args: Args,
-    keys: Keys,
-    name: Name,
-    nodes: Api<core::Node>,
-    routes: RouteSocket,
-    /// Until the node's facts are known.
-    config: Option<Config>,
-    overlay: Option<Overlay>,
-    me: Option<Node>,
-    leases: BTreeMap<Name, Lease>,
-    /// The masquerade and forward rules are in the kernel.
-    rules: bool,
-    /// The NetworkUnavailable condition is set.
-    announced: bool,
-    /// subnet.env is written: pods can be attached.
-    ready: watch::Sender<bool>,
-    /// Something failed: work again after its pause, even if nothing happens.
-    retry: Retry,
-}
-
-impl Daemon {
-    fn new(args: Args, config: Config, name: Name, nodes: Api<core::Node>) -> anyhow::Result<Self> {
-        Ok(Self {
-            keys: Keys::new(&args.kube_annotation_prefix)?,
-            routes: RouteSocket::open()?,
-            config: Some(config),
-            overlay: None,
-            me: None,
-            leases: BTreeMap::new(),
-            rules: false,
-            announced: !args.set_node_network_unavailable,
-            ready: watch::Sender::new(false),
-            retry: Retry::default(),
-            args,
-            name,
-            nodes,
-        })
-    }
-
-    /// Takes in what the API says; nothing is done about it yet.
-    fn observe(&mut self, event: Event<core::Node>) {
-        match event {
-            Event::Snapshot(objects) => {
-                self.leases.clear();
-                self.me = None;
-                for object in objects {
-                    self.learn(&object);
-                }
-                if let Some(overlay) = &mut self.overlay {
-                    report(overlay.set_peers(self.leases.values().cloned()));
-                }
-            }
-            Event::Applied(object) => {
-                let Some(name) = self.learn(&object) else { return };
-                let Some(overlay) = &mut self.overlay else { return };
-                match self.leases.get(&name) {
-                    Some(lease) => report(overlay.set_peer(lease).err()),
-                    None => overlay.remove_peer(&name),
-                }
-            }
-            Event::Deleted(object) => {
-                let Some(name) = object.metadata.name.map(Name::from) else { return };
-                self.leases.remove(&name);
-                if name == self.name {
-                    self.me = None;
-                } else if let Some(overlay) = &mut self.overlay {
-                    overlay.remove_peer(&name);
-                }
-            }
-        }
-    }
-
-    /// Takes in that something is gone, and what else is by now. Says whether that leaves work to do.
-    fn lost(&mut self, first: Removed, more: &mut Removals) -> anyhow::Result<bool> {
-        let Some(overlay) = &mut self.overlay else { return Ok(false) };
-        let (mut missed, mut surely) = (0, 0);
-        let mut next = Some(first);
-        while let Some(removed) = next {
-            let uplink = &overlay.site().uplink;
-            ensure!(removed != Removed::Link(uplink.index), "the uplink {} went away: start again", uplink.name);
-            if overlay.removed(&removed) {
-                missed += 1;
-                // A new device of our own is down before it is up, so that alone says nothing about others.
-                surely += usize::from(!matches!(removed, Removed::Anything | Removed::LinkDown(_)));
-            }
-            next = more.try_recv().ok();
-        }
-        if surely > 0 {
-            warn!(removed = surely, "someone else removed parts of the overlay: putting them back");
-        }
-        Ok(missed > 0)
-    }
-
-    /// Keeps this node's object, and the lease of every node that has one.
-    fn learn(&mut self, object: &core::Node) -> Option<Name> {
-        let read = convert::node(object);
-        read.problems.iter().for_each(|problem| warn!("{problem}"));
-        let node = read.value?;
-        match self.keys.read(&node, Family::V4) {
-            Ok(Some(lease)) => self.leases.insert(node.name.clone(), lease),
-            Ok(None) => self.leases.remove(&node.name),
-            Err(error) => {
-                warn!(%error, "node has no usable lease");
-                self.leases.remove(&node.name)
-            }
-        };
-        let name = node.name.clone();
-        if name == self.name {
-            self.me = Some(node);
-        }
-        Some(name)
-    }
-
-    /// Does what is left to do. Failures that may pass are logged and left to `retry`.
-    async fn work(&mut self) -> anyhow::Result<()> {
-        if self.overlay.is_none() {
-            self.overlay = self.start()?;
-        }
-        if self.overlay.is_none() {
-            return Ok(());
-        }
-        match self.step().await? {
-            true => self.retry.succeeded(),
-            false => drop(self.retry.failed()),
-        }
-        Ok(())
-    }
-
-    /// Makes the overlay once the Node object has a pod range.
-    fn start(&mut self) -> anyhow::Result<Option<Overlay>> {
-        let Some(me) = &self.me else {
-            info!(node = %self.name, "waiting for the Node object");
-            return Ok(None);
-        };
-        let Some(subnet) = lease::pod_range(me, Family::V4) else {
-            info!(node = %self.name, "waiting for spec.podCIDR");
-            return Ok(None);
-        };
-        let Some(config) = self.config.take() else { return Ok(None) };
-        let Some(network) = config.networks.iter().copied().find(|network| network.addr().is_ipv4()) else {
-            bail!("only IPv4 is supported, and net-conf.json has no Network");
-        };
-        let uplink = uplink::choose(&mut self.routes, &self.args.iface, me, Family::V4)?;
-        let overwrite = self.keys.public_ip_overwrite(me, Family::V4)?;
-        let site = Site {
-            node: self.name.clone(),
-            network,
-            subnet,
-            public_ip: overwrite.or(self.args.public_ip.map(Into::into)).unwrap_or(uplink.address),
-            published: self.leases.get(&self.name).cloned(),
-            prepared: None,
-            uplink,
-        };
-        let Uplink { name, address, .. } = &site.uplink;
-        info!(%subnet, uplink = %name, %address, public_ip = %site.public_ip, "joining");
-        let mut overlay = Overlay::new(config.backend, site)?;
-        report(overlay.set_peers(self.leases.values().cloned()));
-        Ok(Some(overlay))
-    }
-
-    /// One attempt at everything that is left; true when nothing is.
-    async fn step(&mut self) -> anyhow::Result<bool> {
-        let Some(overlay) = &mut self.overlay else { return Ok(true) };
-        if let Some(me) = &self.me
-            && let Some(range) = lease::pod_range(me, Family::V4)
-            && range != overlay.site().subnet
-        {
-            bail!("pod range of node {} changed from {} to {range}: start again", self.name, overlay.site().subnet);
-        }
-        let mut settled = match overlay.apply(&mut self.routes) {
-            Ok(outcome) => {
-                if outcome.done > 0 {
-                    info!(operations = outcome.done, peers = overlay.peer_count(), "programmed");
-                }
-                outcome.errors.iter().for_each(|error| error!(%error, "programming the overlay"));
-                overlay.is_settled()
-            }
-            Err(error) => {
-                error!(%error, "reading the kernel's state");
-                false
-            }
-        };
-        if !self.rules {
-            self.rules = attempt("setting up masquerading and forwarding", program_rules(&self.args, overlay.site()));
-        }
-        settled &= self.rules;
-        let lease = overlay.lease();
-        let published = self.leases.get(&self.name) == Some(&lease);
-        if self.me.is_some() && !(published && self.announced) {
-            let annotations = self.keys.write(&lease);
-            let publishing = publish::publish(&self.nodes, &self.name, &annotations, !self.announced);
-            match publishing.await {
-                Ok(object) => {
-                    self.announced = true;
-                    self.learn(&object);
-                }
-                Err(error) => {
-                    error!(error = format_args!("{error:#}"), "publishing this node's lease");
-                    settled = false;
-                }
-            }
-        }
-        if settled && !*self.ready.borrow() {
-            settled = attempt("telling the CNI plugin", self.write_subnet_env());
-            self.ready.send_replace(settled);
-        }
-        Ok(settled)
-    }
-
-    fn write_subnet_env(&self) -> anyhow::Result<()> {
-        let Some(overlay) = &self.overlay else { return Ok(()) };
-        let Site { network, subnet, .. } = *overlay.site();
-        let ranges = vec![Range { network, subnet }];
-        let env = SubnetEnv { ranges, mtu: overlay.mtu(), ip_masq: self.args.ip_masq };
-        env.write(&self.args.subnet_file)?;
-        info!(file = %self.args.subnet_file.display(), mtu = env.mtu, "ready");
-        Ok(())
-    }
-}
-
-/// The masquerade and forward rules, and forwarding itself.
-fn program_rules(args: &Args, site: &Site) -> anyhow::Result<()> {
-    let options = masquerade::Options {
-        masquerade: args.ip_masq,
-        fully_random: !args.ip_masq_fully_random_disable,
-        forward: args.iptables_forward_rules,
-    };
-    masquerade::rules(site.network, site.subnet, options).ensure(&mut nftables::Kernel::open()?)?;
-    ProcSys.ensure("net/ipv4/ip_forward", "1")?;
-    Ok(())
-}
-
-/// Logs a failure; true on success.
-fn attempt(what: &str, result: anyhow::Result<()>) -> bool {
-    result.inspect_err(|error| error!(error = format_args!("{error:#}"), "{what}")).is_ok()
-}
-
-fn report(errors: impl IntoIterator<Item = podwire_overlay::Error>) {
-    for error in errors {
-        warn!(%error, "peer left out");
-    }
 }

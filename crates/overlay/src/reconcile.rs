@@ -158,6 +158,11 @@ impl Overlay {
         self.backend.mtu(&self.site.uplink)
     }
 
+    /// Size of the largest packet on the uplink that carries a packet of a pod, in bytes.
+    pub fn outer_mtu(&self) -> u32 {
+        self.mtu() + self.backend.overhead(&self.site.uplink)
+    }
+
     /// Goes over to another backend. What leads to each peer is replaced, not removed and made again, and the tunnels of
     /// the backend before stay until [`Overlay::release`], so that peers can still send by them. Returns what is wrong
     /// with the peers that it cannot use.
@@ -259,6 +264,11 @@ impl Overlay {
             TunnelKind::Tun { listen } => Some((tunnel, listen)),
             _ => None,
         })
+    }
+
+    /// The tunnel devices that are wanted.
+    pub fn tunnels(&self) -> impl Iterator<Item = &Tunnel> {
+        self.claims.tunnels()
     }
 
     /// The whole table of a forwarder that starts anew; [`Outcome::forwards`] tells of changes only.

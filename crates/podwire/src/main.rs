@@ -31,7 +31,7 @@ enum Command {
     /// Carry Services: takes kube-proxy's configuration
     KubeProxy(Box<kube_proxy::Args>),
     /// Join the nodes' pod ranges: takes flanneld's flags and net-conf.json
-    Flanneld(flanneld::Args),
+    Flanneld(Box<flanneld::Args>),
     /// Answer for cluster names: takes CoreDNS's Corefile
     Dns(dns::Args),
     /// Install the CNI plugins and the network configuration on a node
@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments());
     log(match &cli.command {
         Command::KubeProxy(args) => args.v.unwrap_or_default(),
+        Command::Flanneld(args) => args.v.unwrap_or_default(),
         _ => 0,
     });
     let done = match cli.command {
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         Command::Lab(command) => lab::run(command).map_err(Into::into),
         Command::Own(command) => lab::run_hidden(command).map_err(Into::into),
         Command::KubeProxy(args) => agent(kube_proxy::run(*args)),
-        Command::Flanneld(args) => agent(flanneld::run(args)),
+        Command::Flanneld(args) => agent(flanneld::run(*args)),
         Command::Dns(args) => agent(dns::run(args)),
         Command::Cni(Cni::Install(args)) => agent(cni_install::run(args)),
         Command::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),

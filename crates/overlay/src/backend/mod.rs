@@ -68,6 +68,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The MTU of pods in bytes, for this uplink.
     fn mtu(&self, uplink: &Uplink) -> u32;
 
+    /// How much longer packets of pods are on the uplink, in bytes. To be said where [`Backend::mtu`] does not follow the
+    /// uplink's MTU, since the configuration sets one.
+    fn overhead(&self, uplink: &Uplink) -> u32 {
+        let large = Uplink { mtu: 65_535, ..uplink.clone() };
+        large.mtu.saturating_sub(self.mtu(&large))
+    }
+
     /// The annotation `backend-data`: what peers need to know of this node beyond its address. JSON.
     fn lease_data(&self, site: &Site) -> String;
 

@@ -121,8 +121,11 @@ impl Backend for VxlanBackend {
     }
 
     fn mtu(&self, uplink: &Uplink) -> u32 {
-        let overhead = if uplink.address.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD };
-        self.mtu.unwrap_or(uplink.mtu).saturating_sub(overhead)
+        self.mtu.unwrap_or(uplink.mtu).saturating_sub(self.overhead(uplink))
+    }
+
+    fn overhead(&self, uplink: &Uplink) -> u32 {
+        if uplink.address.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD }
     }
 
     fn lease_data(&self, site: &Site) -> String {
@@ -242,7 +245,7 @@ mod tests {
     fn fields_are_read_and_wrong_ones_named() {
         let backend = configured(r#"{"type": "vxlan", "VNI": 4096, "port": 4789, "MTU": 9000, "Directrouting": true}"#);
         let backend = backend.unwrap();
-        assert_eq!(backend.mtu(&site("node1").uplink), 8950);
+        assert_eq!((backend.mtu(&site("node1").uplink), backend.overhead(&site("node1").uplink)), (8950, 50));
         assert_eq!(backend.local(&site("node1"))[0].device().map(|device| &**device), Some("flannel.4096"));
         for (json, expected) in [
             (r#"{"Type": "vxlan", "VNI": 0}"#, "Backend.VNI: 0 is out of range, expected 1 to 16777215"),

@@ -1,0 +1,60 @@
+//! net-conf.json as it was last found good, and what of a change of it can take effect.
+
+use std::path::Path;
+
+use anyhow::Context;
+use podwire_model::{Family, IpNet};
+use podwire_overlay::{backend::Backend, config::Config};
+
+use super::key;
+
+/// A usable net-conf.json.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NetConf {
+    text: String,
+    /// The ranges of all pods of the cluster, of each family at most one.
+    pub(super) networks: Vec<IpNet>,
+}
+
+impl NetConf {
+    /// Reads the content of `path`.
+    ///
+    /// # Errors
+    /// It cannot be used; names the field and what is expected there.
+    pub(super) fn new(path: &Path, text: String) -> anyhow::Result<Self> {
+        let config = key::parse(&text).with_context(|| format!("reading {}", path.display()))?;
+        Ok(Self { networks: config.networks, text })
+    }
+
+    /// A backend as it is configured; each family has one of its own.
+    ///
+    /// # Errors
+    /// None: the text was read before.
+    pub(super) fn backend(&self) -> anyhow::Result<Box<dyn Backend>> {
+        let Config { backend, .. } = key::parse(&self.text)?;
+        Ok(backend)
+    }
+
+    /// The range of all pods of `family`.
+    pub(super) fn network(&self, family: Family) -> Option<IpNet> {
+        self.networks.iter().copied().find(|network| Family::of(&network.addr()) == family)
+    }
+
+    /// Whether `next` can take effect while pods run: they keep their addresses.
+    ///
+    /// # Errors
+    /// It cannot; says why and what to do.
+    pub(super) fn check_change(&self, next: &Self) -> anyhow::Result<()> {
+        for network in &self.networks {
+            match next.network(Family::of(&network.addr())) {
+                Some(same) if same == *network => {}
+                Some(other) => anyhow::bail!(
+                    "the network cannot change from {network} to {other} while pods run: drain the node, delete its pods \
+                     and start again"
+                ),
+                None => anyhow::bail!("network {network} cannot go while pods run: drain the node and start again"),
+            }
+        }
+        Ok(())
+    }
+}
