@@ -116,21 +116,23 @@ impl Function {
 /// Gives the interface a MAC address. Some cards take a while over what the host has told them of the function and refuse
 /// meanwhile.
 pub fn set_mac(route: &mut RouteSocket, index: u32, mac: Mac) -> Result<()> {
-    let mut tries = 20;
-    loop {
-        if route.link_by_index(index)?.is_some_and(|link| link.mac == Some(mac)) {
+    const TRIES: u32 = 20;
+    let has =
+        |route: &mut RouteSocket| Ok::<_, Error>(route.link_by_index(index)?.is_some_and(|link| link.mac == Some(mac)));
+    for left in (0..TRIES).rev() {
+        if has(route)? {
             return Ok(());
         }
         let set = route.change_link(index, &[LinkChange::Mac(mac)]);
-        tries -= 1;
-        match set {
-            Err(error) if tries == 0 => return Err(error.into()),
-            Ok(()) if tries == 0 => {
-                return Err(Error::TryAgain(format!("the card does not give link #{index} MAC address {mac}")));
-            }
-            Ok(()) => {}
-            Err(_) => thread::sleep(Duration::from_millis(100)),
+        if left == 0 {
+            set?;
+        } else if set.is_err() || !has(route)? {
+            thread::sleep(Duration::from_millis(100));
         }
+    }
+    match has(route)? {
+        true => Ok(()),
+        false => Err(Error::TryAgain(format!("the card has not given link #{index} MAC address {mac}"))),
     }
 }
 
@@ -160,16 +162,20 @@ pub fn choose(config: &Config, store: &Store) -> Result<(Function, File)> {
     Err(Error::NoAddress(format!("none of the {} virtual functions of {master} is free", all.len())))
 }
 
-/// Whether the function is free, also since its container is gone without a DEL: then it is taken back first.
+/// Whether the function is free, also since its container is gone without a DEL: then it is taken back first. A file that
+/// names an owner counts only with one that says what the function was like: else a crash was before any change, or after all.
 fn reclaim(store: &Store, address: &str) -> Result<bool> {
-    let Some(netns) = store.owner(address)? else { return Ok(true) };
-    if netns.try_exists().unwrap_or(true) {
+    let given: Vec<Given> = store.all().into_iter().filter(|given| given.device_id == address).collect();
+    let owner = store.owner(address)?;
+    if given.is_empty() {
+        return Ok(true);
+    }
+    if owner.is_none_or(|netns| netns.try_exists().unwrap_or(true)) {
         return Ok(false);
     }
-    for given in store.all().iter().filter(|given| given.device_id == address) {
-        take_back(store, given, None)?;
-    }
-    store.owner(address).map(|owner| owner.is_none_or(|netns| !netns.exists()))
+    given.iter().try_for_each(|given| take_back(store, given, None))?;
+    // What is not back yet is still written down.
+    Ok(given.iter().all(|given| store.has(given).is_ok_and(|has| !has)))
 }
 
 /// Takes a function back from a container, or from wherever it got to, and makes it what it was. `pod`: the container, where

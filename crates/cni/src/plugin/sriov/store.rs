@@ -147,20 +147,21 @@ impl Store {
     /// Writes down that a container is about to have a function: before anything is changed, so that whatever happens
     /// then can be undone.
     pub fn write(&self, call: &Call, given: &Given) -> Result<()> {
+        let netns = call.netns.as_deref().unwrap_or(Path::new("")).display().to_string();
+        write_whole(&self.owner_file(&given.device_id), netns.as_bytes())?;
         let mut written: Map<String, Value> = call.config.clone();
         written.remove("prevResult");
         if let Value::Object(fields) = json!(given) {
             written.extend(fields);
         }
-        write_whole(&self.0.join(&given.file), Value::Object(written).to_string().as_bytes())?;
-        let netns = call.netns.as_deref().unwrap_or(Path::new("")).display().to_string();
-        write_whole(&self.owner_file(&given.device_id), netns.as_bytes())
+        write_whole(&self.0.join(&given.file), Value::Object(written).to_string().as_bytes())
     }
 
-    /// Forgets it: all is as it was.
+    /// Forgets it: all is as it was. The owner last, and first in [`Store::write`]: nobody else can have the function while
+    /// a file says what it was like.
     pub fn forget(&self, given: &Given) -> Result<()> {
-        remove(&self.owner_file(&given.device_id))?;
-        remove(&self.0.join(&given.file))
+        remove(&self.0.join(&given.file))?;
+        remove(&self.owner_file(&given.device_id))
     }
 
     /// The namespace of the container that has the function; `None` when none has it.
