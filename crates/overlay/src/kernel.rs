@@ -180,22 +180,13 @@ impl Devices {
         Ok(())
     }
 
-    /// Creates the entries, none of them a tunnel, or changes what is there (`existing`) to them. Returns those that
-    /// were refused, by position.
-    pub(crate) fn put(
-        &self,
-        kernel: &mut dyn Kernel,
-        entries: &[(Option<Entry>, Entry)],
-    ) -> Result<Vec<(usize, Error)>> {
+    /// Creates the entries, none of them a tunnel, or changes what is there to them. Returns those that were refused, by
+    /// position.
+    pub(crate) fn put(&self, kernel: &mut dyn Kernel, entries: &[Entry]) -> Result<Vec<(usize, Error)>> {
         let (mut edits, mut changes) = (Edits::default(), wireguard::Changes::default());
-        for (at, (existing, entry)) in entries.iter().enumerate() {
-            if changes.push(self, at, entry, true) {
-                continue;
-            }
-            edits.push(at, self.edit(entry, true));
-            // Where the right remote has been added beside a wrong one, replacing leaves both.
-            if let Some(wrong @ Entry::Fdb { .. }) = existing {
-                edits.push(at, self.edit(wrong, false));
+        for (at, entry) in entries.iter().enumerate() {
+            if !changes.push(self, at, entry, true) {
+                edits.push(at, self.edit(entry, true));
             }
         }
         // Peers are there before routes lead to them.

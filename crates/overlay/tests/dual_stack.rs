@@ -68,7 +68,7 @@ fn pods_talk_in_both_families_and_each_goes_its_own_way() {
         for (family, filter) in [Family::V4, Family::V6].into_iter().zip(row.on_the_wire) {
             talk(first, second, family);
             talk(second, first, family);
-            let packet = cluster.underlay.captured("br0", filter, || {
+            let packet = cluster.underlay.captured("br2", filter, || {
                 first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address_in(family)));
             });
             assert!(!packet.is_empty(), "{} {family:?}", row.backend);

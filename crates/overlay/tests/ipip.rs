@@ -50,7 +50,7 @@ fn packets_between_nodes_are_ip_in_ip_and_large_ones_pass_whole() {
     let cluster = Cluster::new(2);
     cluster.join_with(NET_CONF);
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
-    let packet = cluster.underlay.captured("br0", "ip proto 4", || {
+    let packet = cluster.underlay.captured("br2", "ip proto 4", || {
         first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address()));
     });
     assert!(packet.contains("172.25.2.1 > 172.25.2.2: "), "{packet}");
@@ -77,7 +77,7 @@ fn peers_on_the_link_are_routed_directly_if_asked_for() {
         let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
         let routes = first.net.run("ip route show 10.244.1.0/24");
         assert_eq!(routes.trim(), format!("10.244.1.0/24 via 172.25.2.2 {route}"));
-        let packet = cluster.underlay.captured("br0", filter, || {
+        let packet = cluster.underlay.captured("br2", filter, || {
             first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address()));
         });
         assert!(packet.contains(expected), "{packet}");

@@ -121,7 +121,7 @@ fn it_looks_as_flannels_does() {
     assert!(first.net.run("ip -4 addr show dev flannel0").contains("inet 10.244.0.0/32 scope global flannel0"));
     assert_eq!(first.net.run("ip route show dev flannel0").trim(), "10.244.0.0/16 scope link");
 
-    let packet = cluster.underlay.captured("br0", "udp port 8285", || {
+    let packet = cluster.underlay.captured("br2", "udp port 8285", || {
         first.pod.run(&format!("ping -c 1 -w 10 {}", second.pod_address()));
     });
     assert!(packet.contains("172.25.2.1.8285 > 172.25.2.2.8285:"), "{packet}");

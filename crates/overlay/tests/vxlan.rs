@@ -61,7 +61,7 @@ fn packets_between_nodes_are_vxlan_on_udp_8472() {
     let cluster = Cluster::new(2);
     cluster.join();
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
-    let packet = cluster.underlay.captured("br0", "udp port 8472", || {
+    let packet = cluster.underlay.captured("br2", "udp port 8472", || {
         first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address()));
     });
     assert!(packet.contains("> 172.25.2.2.8472") || packet.contains("> 172.25.2.1.8472"), "{packet}");

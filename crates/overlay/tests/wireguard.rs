@@ -69,7 +69,7 @@ fn packets_between_nodes_are_encrypted_and_large_ones_pass_whole() {
     let cluster = Cluster::new(2);
     cluster.join_with(NET_CONF);
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
-    let packet = cluster.underlay.captured("br0", "udp port 51820 and length > 100 and length < 1400", || {
+    let packet = cluster.underlay.captured("br2", "udp port 51820 and length > 100 and length < 1400", || {
         first.pod.run(&format!("ping -c 1 -W 5 -s 200 -p 706f6477697265 {}", second.pod_address()));
     });
     assert!(packet.contains("172.25.2.1.51820 > 172.25.2.2.51820"), "{packet}");

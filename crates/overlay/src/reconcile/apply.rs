@@ -12,8 +12,7 @@ impl Overlay {
     /// that no device is removed while anything new is missing.
     ///
     /// # Errors
-    /// The kernel could not be read, or it is not known what it did; call again after a pause. Refused operations are in
-    /// the [`Outcome`].
+    /// The kernel could not be read; call again after a pause. Refused operations are in the [`Outcome`].
     pub fn apply(&mut self, kernel: &mut dyn Kernel) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         if self.state != Knowledge::Current {
@@ -23,12 +22,12 @@ impl Overlay {
         self.adopt();
         self.state = Knowledge::Stale;
         // A device that is made again takes its addresses and entries with it, so the second round reads them anew.
-        if self.create(kernel, &mut outcome)? {
+        if self.create(kernel, &mut outcome) {
             self.read(kernel, false)?;
             self.state = Knowledge::Stale;
-            self.create(kernel, &mut outcome)?;
+            self.create(kernel, &mut outcome);
         }
-        self.remove(kernel, &mut outcome)?;
+        self.remove(kernel, &mut outcome);
         if outcome.errors.is_empty() {
             self.state = Knowledge::Current;
         }
@@ -78,44 +77,46 @@ impl Overlay {
     }
 
     /// Creates and changes. Returns true, early, when a device was made in place of another.
-    fn create(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) -> Result<bool, Error> {
-        let wanted = self.claims.delta.pending().filter_map(|step| match step {
-            Step::Create(_, to) => Some((None, to.clone())),
-            Step::Replace(_, from, to) => Some((Some(from.clone()), to.clone())),
-            Step::Delete(..) => None,
-        });
-        let (tunnels, mut rest): (Vec<_>, Vec<_>) = wanted.partition(|(_, entry)| matches!(entry, Entry::Tunnel(_)));
-        for (_, entry) in tunnels {
-            let Entry::Tunnel(tunnel) = &entry else { continue };
-            match self.devices.put_tunnel(kernel, tunnel) {
+    fn create(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) -> bool {
+        let (mut tunnels, mut entries, mut elsewhere) = (Vec::new(), Vec::new(), Vec::new());
+        for step in self.claims.delta.pending() {
+            let (from, to) = match step {
+                Step::Create(_, to) => (None, to),
+                Step::Replace(_, from, to) => (Some(from), to),
+                Step::Delete(..) => continue,
+            };
+            match to {
+                Entry::Tunnel(tunnel) => tunnels.push(tunnel.clone()),
+                to if to.key().is_user_space() => elsewhere.push((from.cloned(), to.clone())),
+                to => entries.push(to.clone()),
+            }
+        }
+        for tunnel in tunnels {
+            match self.devices.put_tunnel(kernel, &tunnel) {
                 Ok(Done::Nothing) => {
+                    let entry = Entry::Tunnel(tunnel);
                     self.damaged.remove(&entry.key());
                     self.claims.delta.is(entry.key(), entry);
                 }
                 Ok(done) => {
-                    self.created(entry, outcome);
+                    self.created(Entry::Tunnel(tunnel), outcome);
                     if done == Done::Remade {
-                        return Ok(true);
+                        return true;
                     }
                 }
                 Err(error) => outcome.errors.push(error),
             }
         }
-        rest.retain(|(_, entry)| !self.devices.lacks(entry));
-        let (elsewhere, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, entry)| entry.key().is_user_space());
+        entries.retain(|entry| !self.devices.lacks(entry));
+        let failed = outcome.failed(self.devices.put(kernel, &entries), entries.len());
+        for (_, entry) in entries.into_iter().enumerate().filter(|(at, _)| !failed.contains(at)) {
+            self.created(entry, outcome);
+        }
         for (from, to) in elsewhere {
             outcome.hand_over(from.as_ref(), Some(&to));
             self.created(to, outcome);
         }
-        let refused = self.devices.put(kernel, &rest)?;
-        let failed: HashSet<usize> = refused.iter().map(|(at, _)| *at).collect();
-        outcome.errors.extend(refused.into_iter().map(|(_, error)| error));
-        for (at, (_, entry)) in rest.into_iter().enumerate() {
-            if !failed.contains(&at) {
-                self.created(entry, outcome);
-            }
-        }
-        Ok(false)
+        false
     }
 
     fn created(&mut self, entry: Entry, outcome: &mut Outcome) {
@@ -127,7 +128,7 @@ impl Overlay {
         self.claims.delta.is(key, entry);
     }
 
-    fn remove(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) -> Result<(), Error> {
+    fn remove(&mut self, kernel: &mut dyn Kernel, outcome: &mut Outcome) {
         let doomed = self.claims.delta.pending().filter_map(|step| match step {
             Step::Delete(_, entry) => Some(entry.clone()),
             Step::Create(..) | Step::Replace(..) => None,
@@ -142,15 +143,12 @@ impl Overlay {
             };
             doomed.retain(|entry| !entry.device().is_some_and(going));
         }
-        let (tunnels, rest): (Vec<_>, Vec<_>) = doomed.into_iter().partition(|entry| matches!(entry, Entry::Tunnel(_)));
-        let (elsewhere, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|entry| entry.key().is_user_space());
-        let refused = self.devices.delete(kernel, &rest)?;
-        let failed: HashSet<usize> = refused.iter().map(|(at, _)| *at).collect();
-        outcome.errors.extend(refused.into_iter().map(|(_, error)| error));
-        for (at, entry) in rest.iter().enumerate() {
-            if !failed.contains(&at) {
-                self.removed_by_us(entry, outcome);
-            }
+        let (elsewhere, doomed): (Vec<_>, Vec<_>) = doomed.into_iter().partition(|entry| entry.key().is_user_space());
+        let (tunnels, entries): (Vec<_>, Vec<_>) =
+            doomed.into_iter().partition(|entry| matches!(entry, Entry::Tunnel(_)));
+        let failed = outcome.failed(self.devices.delete(kernel, &entries), entries.len());
+        for (_, entry) in entries.iter().enumerate().filter(|(at, _)| !failed.contains(at)) {
+            self.removed_by_us(entry, outcome);
         }
         for entry in &elsewhere {
             outcome.hand_over(Some(entry), None);
@@ -163,7 +161,6 @@ impl Overlay {
                 Err(error) => outcome.errors.push(error),
             }
         }
-        Ok(())
     }
 
     fn removed_by_us(&mut self, entry: &Entry, outcome: &mut Outcome) {
@@ -178,6 +175,22 @@ fn key_of<'a>(step: Step<'a, Key, Entry>) -> &'a Key {
 }
 
 impl Outcome {
+    /// Keeps why some of `count` entries were refused, and returns which.
+    fn failed(
+        &mut self,
+        result: podwire_kernel::Result<Vec<(usize, podwire_kernel::Error)>>,
+        count: usize,
+    ) -> HashSet<usize> {
+        match result {
+            Ok(refused) => refused.into_iter().map(|(at, error)| (self.errors.push(error), at).1).collect(),
+            // It is not known which were carried out.
+            Err(error) => {
+                self.errors.push(error);
+                (0..count).collect()
+            }
+        }
+    }
+
     /// Leaves an entry that is not the kernel's to the agent.
     fn hand_over(&mut self, from: Option<&Entry>, to: Option<&Entry>) {
         if let Some(Entry::Script(script)) = from {

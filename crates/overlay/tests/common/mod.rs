@@ -20,7 +20,7 @@ use podwire_kernel::{
     wireguard::PrivateKey,
 };
 use podwire_model::{Family, Lease};
-use podwire_overlay::{Overlay, Site, config, uplink};
+use podwire_overlay::{Overlay, Site, backend::Backend, config, uplink};
 
 pub const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
@@ -109,7 +109,7 @@ impl Net {
     }
 }
 
-fn command(line: &str) -> Command {
+pub fn command(line: &str) -> Command {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap());
     command.args(words);
@@ -119,6 +119,8 @@ fn command(line: &str) -> Command {
 /// A node and a pod on it.
 pub struct Node {
     pub n: u8,
+    /// Number of the underlay network that it is on: 2, or 3 behind the router.
+    pub on: u8,
     pub net: Net,
     pub pod: Net,
 }
@@ -130,8 +132,8 @@ impl Node {
 
     pub fn address_in(&self, family: Family) -> IpAddr {
         match family {
-            Family::V4 => [172, 25, 2, self.n].into(),
-            Family::V6 => format!("fd00:25::{}", self.n).parse().unwrap(),
+            Family::V4 => [172, 25, self.on, self.n].into(),
+            Family::V6 => format!("fd00:{}::{}", 23 + self.on, self.n).parse().unwrap(),
         }
     }
 
@@ -186,8 +188,11 @@ impl Node {
     }
 
     pub fn overlay_in(&self, net_conf: &str, family: Family) -> Overlay {
-        let config = config::parse_with_key(net_conf, &|| Ok(self.wireguard_key())).unwrap();
-        Overlay::new(config.backend, self.site_in(family)).unwrap()
+        Overlay::new(self.backend(net_conf), self.site_in(family)).unwrap()
+    }
+
+    pub fn backend(&self, net_conf: &str) -> Box<dyn Backend> {
+        config::parse_with_key(net_conf, &|| Ok(self.wireguard_key())).unwrap().backend
     }
 
     /// Who it is, for the backend that asks.
@@ -206,14 +211,22 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(count: u8) -> Self {
+        Self::routed(count, 0)
+    }
+
+    /// `near` nodes on one network and `far` ones on another, with a router between them.
+    pub fn routed(near: u8, far: u8) -> Self {
         let underlay = Net::new();
-        underlay.run("ip link add br0 type bridge");
-        underlay.run("ip link set br0 up");
-        underlay.run("ip addr add 172.25.2.254/24 dev br0");
-        underlay.run("ip addr add fd00:25::254/64 dev br0 nodad");
-        let nodes = (1..=count).map(|n| node(&underlay, n)).collect();
+        for on in [2, 3] {
+            underlay.run(&format!("ip link add br{on} type bridge"));
+            underlay.run(&format!("ip link set br{on} up"));
+            underlay.run(&format!("ip addr add 172.25.{on}.254/24 dev br{on}"));
+            underlay.run(&format!("ip addr add fd00:{}::254/64 dev br{on} nodad", 23 + on));
+        }
+        underlay.forward();
+        let nodes = (1..=near + far).map(|n| node(&underlay, n, if n > near { 3 } else { 2 })).collect();
         let client = Net::new();
-        plug(&underlay, &client, "client", 250);
+        plug(&underlay, &client, "client", (2, 250));
         Self { underlay, nodes, client }
     }
 
@@ -252,9 +265,9 @@ impl Cluster {
     }
 }
 
-fn node(underlay: &Net, n: u8) -> Node {
+fn node(underlay: &Net, n: u8, on: u8) -> Node {
     let (net, pod) = (Net::new(), Net::new());
-    plug(underlay, &net, &format!("node{n}"), n);
+    plug(underlay, &net, &format!("node{n}"), (on, n));
     net.forward();
     // A stand-in for what the CNI plugin makes.
     let pid_of_pod = place(&pod);
@@ -268,17 +281,17 @@ fn node(underlay: &Net, n: u8) -> Node {
     pod.run("ip link set eth0 up mtu 1450");
     pod.run(&format!("ip route add default via 10.244.{range}.1"));
     pod.run(&format!("ip route add default via fd00:10:244:{range}::1"));
-    Node { n, net, pod }
+    Node { n, on, net, pod }
 }
 
-fn plug(underlay: &Net, net: &Net, name: &str, host: u8) {
+fn plug(underlay: &Net, net: &Net, name: &str, (on, host): (u8, u8)) {
     underlay.run(&format!("ip link add {name} type veth peer name eth0 netns {}", place(net)));
-    underlay.run(&format!("ip link set {name} master br0 up"));
-    net.run(&format!("ip addr add 172.25.2.{host}/24 dev eth0"));
-    net.run(&format!("ip addr add fd00:25::{host}/64 dev eth0 nodad"));
+    underlay.run(&format!("ip link set {name} master br{on} up"));
+    net.run(&format!("ip addr add 172.25.{on}.{host}/24 dev eth0"));
+    net.run(&format!("ip addr add fd00:{}::{host}/64 dev eth0 nodad", 23 + on));
     net.run("ip link set eth0 up");
-    net.run("ip route add default via 172.25.2.254");
-    net.run("ip route add default via fd00:25::254");
+    net.run(&format!("ip route add default via 172.25.{on}.254"));
+    net.run(&format!("ip route add default via fd00:{}::254", 23 + on));
 }
 
 /// A path by which `ip` finds the namespace while we hold it open.
