@@ -109,7 +109,7 @@ fn each_entry_that_is_changed_by_hand_is_put_right_and_counted() {
         for (key, entry) in &plan {
             let Some(change) = changed_by_hand(&mut kernel, &case, entry) else { continue };
             assert!(overlay.changed(&change).work, "{key:?}");
-            assert_eq!(overlay.apply(&mut kernel).unwrap().repaired, [key.clone()]);
+            assert_eq!(overlay.apply(&mut kernel).unwrap().repaired, std::slice::from_ref(key));
             assert_eq!(case.held(&mut kernel), plan, "{key:?}");
         }
         // Told of what is as it should be, it does nothing.
