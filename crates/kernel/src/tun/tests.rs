@@ -68,6 +68,18 @@ fn a_packet_goes_out_unfinished_and_one_in_parts_comes_in() {
     });
 }
 
+/// Whether `tun0`, which is up, soon is running or not: the kernel may tell of its carrier a second late.
+fn comes_to(route: &mut RouteSocket, running: bool) -> bool {
+    let patience = Instant::now() + Duration::from_secs(10);
+    loop {
+        let link = route.link("tun0").unwrap().unwrap();
+        if !link.up || link.running == running || Instant::now() > patience {
+            return link.up && link.running == running;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_device_stays_and_takes_as_many_queues_as_are_attached() {
     in_new_netns(|| {
@@ -78,11 +90,11 @@ fn a_device_stays_and_takes_as_many_queues_as_are_attached() {
         assert!(create("lo").unwrap_err().already_exists());
         assert_eq!(Queue::attach("lo").unwrap_err().errno(), Some(libc::EINVAL));
         assert!(matches!(create("tun%d"), Err(crate::Error::Invalid { .. })));
-        assert!(!route.link("tun0").unwrap().unwrap().running);
+        assert!(comes_to(&mut route, false));
         let queues = [Queue::attach("tun0").unwrap(), Queue::attach("tun0").unwrap()];
-        assert!(route.link("tun0").unwrap().unwrap().running);
+        assert!(comes_to(&mut route, true));
         drop(queues);
-        assert!(route.link("tun0").unwrap().is_some_and(|link| link.up && !link.running));
+        assert!(comes_to(&mut route, false));
 
         let queue = Queue::attach("tun0").unwrap();
         route.delete_link(index).unwrap();

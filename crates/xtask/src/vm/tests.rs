@@ -49,7 +49,7 @@ const TESTS: &[Row] = &[
     Row { name: "packets", folder: "proxy", target: Some("packets"), args: &[], modes: Some("ipvs,nftables") },
 ];
 /// How long all of them may take.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// Builds and runs every row, or the one that `args` names; further words replace its arguments.
 pub fn run(args: &[&str]) -> Result<()> {
