@@ -35,7 +35,7 @@ const TESTS: &[Row] = &[
         name: "cni",
         folder: "cni",
         target: Some("pods"),
-        args: &["upper", "vlans_are", "host_device", "sriov"],
+        args: &["portmap", "upper", "vlans_are", "host_device", "sriov"],
         modes: None,
     },
     Row { name: "vxlan", folder: "overlay", target: Some("vxlan"), args: &[], modes: None },
