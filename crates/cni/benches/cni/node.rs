@@ -98,26 +98,24 @@ impl Node {
         Ok([add, del])
     }
 
-    /// Does `work` for every pod on a thread of its own; how long all take.
+    /// Does `work` for every pod on a thread of its own; from the first beginning to the last end.
     fn at_once(&self, pods: &[Pod], work: impl Fn(&Pod) -> podwire_cni::Result<()> + Sync) -> Result<Duration> {
-        let (work, ready) = (&work, &Barrier::new(pods.len() + 1));
-        thread::scope(|scope| {
-            let threads: Vec<_> = pods
-                .iter()
-                .map(|pod| {
-                    scope.spawn(move || {
-                        let entered = self.namespace.enter();
-                        ready.wait();
-                        entered?;
-                        Ok(work(pod)?)
-                    })
-                })
-                .collect();
+        let (work, ready) = (&work, &Barrier::new(pods.len()));
+        let one = |pod| {
+            let entered = self.namespace.enter();
             ready.wait();
             let begin = Instant::now();
-            let done: Result<Vec<()>> =
-                threads.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked")?).collect();
-            done.map(|_| begin.elapsed())
-        })
+            entered?;
+            work(pod)?;
+            Ok((begin, Instant::now()))
+        };
+        let times = thread::scope(|scope| {
+            let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(move || one(pod))).collect();
+            let ended = threads.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked")?);
+            ended.collect::<Result<Vec<(Instant, Instant)>>>()
+        })?;
+        let begin = times.iter().map(|(begin, _)| *begin).min();
+        let end = times.iter().map(|(_, end)| *end).max();
+        Ok(end.zip(begin).map_or(Duration::ZERO, |(end, begin)| end - begin))
     }
 }
