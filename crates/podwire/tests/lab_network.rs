@@ -4,7 +4,10 @@
 
 mod lab;
 
-use lab::{Lab, eventually};
+use lab::{Lab, eventually, text};
+
+/// How often each pod's container has been started again.
+const RESTARTS: &str = "jsonpath={.items[*].status.containerStatuses[0].restartCount}";
 
 /// Brings the demo's pods up, one on each node.
 fn with_pods(lab: &Lab, nodes: u8) {
@@ -74,6 +77,14 @@ fn a_pod_is_on_the_nodes_own_network_by_macvlan() {
     assert_eq!(leases, "", "the lease has been given back");
 }
 
+/// Writes another `Backend` into net-conf.json, as the seed does it.
+fn edit(lab: &Lab, backend: &str) {
+    let sed = format!(r#"sed -i "s/\"Type\": .*/{}/""#, backend.replace('"', r#"\""#));
+    let mut command = lab.kubectl_command(&["-n", "kube-system", "edit", "cm", "kube-flannel-cfg"]);
+    let output = command.env("KUBE_EDITOR", sed).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
 /// Waits until the way from node1 to the pods of node2 is as `ip route get` says it.
 fn routed(lab: &Lab, way: &str) {
     for (node, pods, way) in [("node1", "10.244.1.0", way.to_owned()), ("node2", "10.244.0.0", mirrored(way))] {
@@ -87,8 +98,41 @@ fn mirrored(way: &str) -> String {
 }
 
 #[test]
+fn backends_change_while_pods_talk() {
+    let Some(lab) = Lab::new("switch") else { return };
+    lab.up(&["--nodes", "2"]);
+    with_pods(&lab, 2);
+    let ((from, _), (_, to)) = (lab.pod_on("node1"), lab.pod_on("node2"));
+    let bare = format!("> {to}: ICMP echo request");
+    let rows = [
+        (r#""Type": "host-gw""#, "via 172.25.2.2 dev eth0", "icmp[icmptype] = icmp-echo", bare.as_str()),
+        (
+            r#""Type": "vxlan", "Directrouting": true"#,
+            "via 172.25.2.2 dev eth0",
+            "icmp[icmptype] = icmp-echo",
+            bare.as_str(),
+        ),
+        (r#""Type": "udp""#, "dev flannel0", "udp port 8285", "172.25.2.1.8285 > 172.25.2.2.8285"),
+        (r#""Type": "vxlan""#, "via 10.244.1.0 dev flannel.1", "udp port 8472", "> 172.25.2.2.8472"),
+    ];
+    for (backend, way, filter, wire) in rows {
+        edit(&lab, backend);
+        routed(&lab, way);
+        eventually(&format!("{backend}: pods reach each other"), || {
+            lab.in_pod(&from, &["ping", "-c", "1", "-W", "1", &to]).output().unwrap().status.success()
+        });
+        let seen = ping_seen_at(&lab, "node2", filter);
+        assert!(seen.contains(wire), "{backend}: {seen}");
+    }
+    let restarts = lab.kubectl(&["get", "pods", "-n", "kube-system", "-l", "app=flannel", "-o", RESTARTS]);
+    assert_eq!(restarts, "0 0", "flanneld has not been started again");
+}
+
+#[test]
 fn a_lab_begins_with_the_backend_that_is_asked_for() {
-    for (backend, way) in [("host-gw", "via 172.25.2.2 dev eth0"), ("alloc", "via 172.25.2.254 dev eth0")] {
+    for (backend, way) in
+        [("host-gw", "via 172.25.2.2 dev eth0"), ("udp", "dev flannel0"), ("alloc", "via 172.25.2.254 dev eth0")]
+    {
         let Some(lab) = Lab::new(backend) else { return };
         lab.up(&["--nodes", "2", "--backend", backend]);
         with_pods(&lab, 2);
@@ -110,5 +154,33 @@ fn direct_routing_takes_the_tunnel_only_where_it_must() {
     }
     assert!(ping_seen_at(&lab, "node2", "udp port 8472 and src 172.25.2.1").contains("> 172.25.3.2.8472"));
     let (_, to) = lab.pod_on("node3");
-    assert!(ping_seen_at(&lab, "node3", "icmp").contains(&format!("> {to}: ICMP echo request")));
+    assert!(ping_seen_at(&lab, "node3", "icmp[icmptype] = icmp-echo").contains(&format!("> {to}: ICMP echo request")));
+}
+
+#[test]
+fn pods_and_services_have_addresses_of_both_families() {
+    let Some(lab) = Lab::new("dual") else { return };
+    lab.up(&["--nodes", "2", "--dual-stack"]);
+    with_pods(&lab, 2);
+    let ((from, _), (to, _)) = (lab.pod_on("node1"), lab.pod_on("node2"));
+    let address = lab.kubectl(&["get", "pod", &to, "-o", "jsonpath={.status.podIPs[1].ip}"]);
+    assert!(address.starts_with("fd00:10:244:1::"), "{address}");
+    let seen = lab.captured("node2", &["-i", "eth0", "-c", "1", "ip6 and udp port 8472"], || {
+        lab.run_in_pod(&from, &["ping", "-c", "3", "-i", "0.2", &address]);
+    });
+    assert!(seen.contains("IP6 fd00:172:25:2::1.") && seen.contains("> fd00:172:25:2::2.8472"), "{seen}");
+
+    lab.kubectl(&["patch", "service", "myservice", "-p", r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#]);
+    let service = lab.kubectl(&["get", "service", "myservice", "-o", "jsonpath={.spec.clusterIPs[1]}"]);
+    assert!(service.starts_with("fd00:10:96::"), "{service}");
+    let url = format!("http://[{service}]/hostname.html");
+    eventually("the Service answers by IPv6", || {
+        let curl = lab.in_pod(&from, &["curl", "-sf", "-m", "1", &url]).output().unwrap();
+        text(&curl.stdout).starts_with("demo2-")
+    });
+    let port = lab.kubectl(&["get", "service", "myservice", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
+    let url = format!("http://[fd00:172:25:2::2]:{port}/hostname.html");
+    eventually("and on the nodes' IPv6 addresses", || lab.exec("client", &["curl", "-sf", "-m", "1", &url]).0);
+    let question = ["dig", "+short", "+time=2", "AAAA", "myservice.default.svc.cluster.local", "@10.96.0.10"];
+    eventually("DNS knows it", || lab.exec("node1", &question).1.trim() == service);
 }

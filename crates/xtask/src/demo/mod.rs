@@ -2,6 +2,7 @@
 
 mod ipvs;
 mod modes;
+mod network;
 mod scenes;
 mod stage;
 

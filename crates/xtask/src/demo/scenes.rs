@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{modes, stage::Stage};
+use super::{modes, network, stage::Stage};
 
 const HELLO: &str = r#"Hello MyApp | Version: v2 | <a href="hostname.html">Pod Name</a>"#;
 /// Requests of one balance check: with three pods, each misses all of them with a chance of (2/3)^60 ≈ 10⁻¹¹.
@@ -24,10 +24,10 @@ pub fn play(stage: &mut Stage) -> Result<()> {
     rolling_update(stage)?;
     modes::play(stage)?;
     other_types(stage)?;
-    pod_to_pod(stage)?;
     pod_to_outside(stage)?;
     looks(stage)?;
     mistakes(stage);
+    network::play(stage)?;
     Ok(())
 }
 
@@ -159,31 +159,12 @@ fn other_types(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn pod_to_pod(stage: &mut Stage) -> Result<()> {
-    stage.title("Pod to pod across nodes: what is on the wire");
-    let (from, _) = pod_on(stage, "node1")?;
-    let (_, to) = pod_on(stage, "node2")?;
-    let capture = stage.start(
-        "podwire lab exec node2 -- timeout 10 tcpdump -i eth0 -nn -T vxlan -c 2 'udp port 8472 and host 172.25.2.1'",
-    )?;
-    capture_settles(stage)?;
-    let ping = in_pod(stage, &from, &format!("ping -c 3 -i 0.2 {to}"));
-    stage.show(&ping).prints("a pod of node1 pings a pod of node2", " 0% packet loss");
-    let wire = stage.finish(capture)?;
-    stage.check("outside: UDP 8472 between the nodes", wire.contains("172.25.2.1.") && wire.contains(".8472"));
-    stage.check(
-        "inside: VXLAN 1 with the pods' own addresses",
-        wire.contains("vni 1") && wire.contains(&format!("> {to}: ICMP echo request")),
-    );
-    Ok(())
-}
-
 fn pod_to_outside(stage: &mut Stage) -> Result<()> {
     stage.title("Pod to outside: the node's address is its face");
     let (from, address) = pod_on(stage, "node1")?;
     let capture =
         stage.start("podwire lab exec client -- timeout 10 tcpdump -i eth0 -nn -c 1 'icmp[icmptype] = icmp-echo'")?;
-    capture_settles(stage)?;
+    capture_settles(stage, "client")?;
     let ping = in_pod(stage, &from, "ping -c 2 -i 0.2 172.25.2.250");
     stage.show(&ping).prints("the pod reaches a machine outside", " 0% packet loss");
     let seen = stage.finish(capture)?;
@@ -195,14 +176,6 @@ fn looks(stage: &mut Stage) -> Result<()> {
     stage.title("What is in the kernel");
     let node = "podwire lab exec node1 --";
     stage.show(&format!("{node} cat /etc/cni/net.d/10-flannel.conflist")).prints("the CNI configuration", "portmap");
-    stage.show(&format!("{node} ip -d link show flannel.1")).prints("the VTEP: VNI 1, port 8472", "vxlan id 1 ");
-    stage
-        .show(&format!("{node} ip route"))
-        .prints("a route for each peer", "10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink");
-    stage.show(&format!("{node} ip neigh show dev flannel.1")).prints("a neighbour for each peer", "10.244.1.0 lladdr");
-    stage
-        .show(&format!("{node} bridge fdb show dev flannel.1"))
-        .prints("a forwarding entry for each peer", "dst 172.25.2.2 self permanent");
     stage.show(&format!("{node} bridge link")).prints("pods hang on cni0", "master cni0");
     stage
         .show(&format!("{node} nft list ruleset"))
@@ -292,7 +265,7 @@ fn wait_for_version(stage: &Stage, port: &str, version: &str) -> Result<()> {
 }
 
 /// A pod of the demo on `node` that is not on its way out: name and address.
-fn pod_on(stage: &Stage, node: &str) -> Result<(String, String)> {
+pub(super) fn pod_on(stage: &Stage, node: &str) -> Result<(String, String)> {
     // The column STATUS tells a terminating pod from a running one, which the phase does not.
     let pods = stage.ask(&format!("{PODS} --no-headers --field-selector=spec.nodeName={node}"))?;
     let columns = pods.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -302,7 +275,7 @@ fn pod_on(stage: &Stage, node: &str) -> Result<(String, String)> {
 }
 
 /// The command line that runs `command` in a pod. Before 1.30, kubectl's exec speaks SPDY only, which the lab does not.
-fn in_pod(stage: &Stage, pod: &str, command: &str) -> String {
+pub(super) fn in_pod(stage: &Stage, pod: &str, command: &str) -> String {
     let version = stage.ask("kubectl version --client -o json").unwrap_or_default();
     let version: serde_json::Value = serde_json::from_str(&version).unwrap_or_default();
     let minor = version["clientVersion"]["minor"].as_str().unwrap_or_default().trim_end_matches('+');
@@ -314,8 +287,8 @@ fn in_pod(stage: &Stage, pod: &str, command: &str) -> String {
 }
 
 /// tcpdump says nothing when it begins to listen, so wait until its socket is there.
-fn capture_settles(stage: &Stage) -> Result<()> {
-    wait(stage, "for n in node2 client; do podwire lab exec $n -- ss -0 -a -p; done | grep tcpdump")
+pub(super) fn capture_settles(stage: &Stage, machine: &str) -> Result<()> {
+    wait(stage, &format!("podwire lab exec {machine} -- ss -0 -a -p | grep tcpdump"))
 }
 
 /// Repeats a command until it succeeds.

@@ -66,6 +66,18 @@ impl Stage {
         }
     }
 
+    /// Plays a scene in another lab, which runs.
+    pub fn with_lab<T>(&mut self, lab: &str, scene: impl FnOnce(&mut Self) -> T) -> T {
+        let before = (std::mem::replace(&mut self.lab, lab.to_owned()), self.kubeconfig.take());
+        if !self.quiet {
+            println!("{} export PODWIRE_LAB={lab}", self.paint("36", "$"));
+        }
+        self.use_kubeconfig();
+        let played = scene(self);
+        (self.lab, self.kubeconfig) = before;
+        played
+    }
+
     /// Shows and runs a command; judge the answer with the methods of [`Shown`].
     pub fn show(&mut self, command: &str) -> Shown<'_> {
         if !self.quiet {
