@@ -43,7 +43,10 @@ pub fn create(name: &str) -> Result<()> {
 /// What is called for every packet returns a bare [`io::Error`]: "would block" is no news and must cost nothing. After
 /// the device was deleted it is EBADFD.
 #[derive(Debug)]
-pub struct Queue(File);
+pub struct Queue {
+    file: File,
+    udp_segments: bool,
+}
 
 impl Queue {
     /// Attaches to the device called `name` in the network namespace of the calling thread; from now on the kernel leaves
@@ -58,10 +61,16 @@ impl Queue {
         rustix::net::netdevice::name_to_index(any_socket(&what)?, name).map_err(tried(&what))?;
         let file = open(&what)?;
         select(&file, name, FLAGS).map_err(|error| Error::io(&what, error))?;
-        set(&file, libc::TUNSETOFFLOAD, WITH_UDP)
-            .or_else(|_| set(&file, libc::TUNSETOFFLOAD, OFFLOADS))
-            .map_err(|error| Error::io(what, error))?;
-        Ok(Self(file))
+        let udp_segments = set(&file, libc::TUNSETOFFLOAD, WITH_UDP).is_ok();
+        if !udp_segments {
+            set(&file, libc::TUNSETOFFLOAD, OFFLOADS).map_err(|error| Error::io(what, error))?;
+        }
+        Ok(Self { file, udp_segments })
+    }
+
+    /// Whether the kernel knows [`super::SegmentKind::Udp`], in what it gives and in what it takes: since Linux 6.2.
+    pub const fn knows_udp_segments(&self) -> bool {
+        self.udp_segments
     }
 
     /// From now on the kernel leaves nothing undone, for no queue of the device: every packet is one for the wire.
@@ -69,7 +78,7 @@ impl Queue {
     /// # Errors
     /// EBADFD: the device was deleted.
     pub fn decline_offloads(&self) -> Result<()> {
-        set(&self.0, libc::TUNSETOFFLOAD, 0).map_err(|error| Error::io("decline what a tun leaves undone", error))
+        set(&self.file, libc::TUNSETOFFLOAD, 0).map_err(|error| Error::io("decline what a tun leaves undone", error))
     }
 
     /// Takes one packet that the kernel sends through the device. At most 65,535 bytes; what `packet` has no room for is
@@ -79,7 +88,7 @@ impl Queue {
     /// "Would block": there is none. "Invalid data": it was left undone in a way that nobody asked for, and is lost.
     pub fn receive(&self, packet: &mut [u8]) -> io::Result<(usize, Offload)> {
         let mut header = [0; Offload::LENGTH];
-        let read = rustix::io::readv(&self.0, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(packet)])?;
+        let read = rustix::io::readv(&self.file, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(packet)])?;
         let offload = Offload::from_bytes(header).ok_or(io::ErrorKind::InvalidData)?;
         let length = read.checked_sub(header.len()).ok_or(io::ErrorKind::InvalidData)?;
         Ok((length, offload))
@@ -89,19 +98,19 @@ impl Queue {
     /// together.
     ///
     /// # Errors
-    /// EINVAL: not an IP packet, or `offload` does not fit it. EIO: the device is down.
+    /// EINVAL: not an IP packet, or `offload` does not fit it, or has segments that the kernel does not know. EIO: the device is down.
     pub fn send(&self, offload: Offload, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let header = offload.to_bytes();
         let mut all = Vec::with_capacity(1 + parts.len());
         all.push(IoSlice::new(&header));
         all.extend_from_slice(parts);
-        Ok(rustix::io::writev(&self.0, &all).map(drop)?)
+        Ok(rustix::io::writev(&self.file, &all).map(drop)?)
     }
 }
 
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 

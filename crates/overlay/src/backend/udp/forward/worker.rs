@@ -45,7 +45,8 @@ impl Worker {
         poller.add(&socket, SOCKET, Interest::Reading)?;
         let queue = Queue::attach(&shared.settings.device)?;
         poller.add(&queue, QUEUE, Interest::Reading)?;
-        let (outbound, arrivals, merger) = Default::default();
+        let (outbound, arrivals) = Default::default();
+        let merger = Merger::new(queue.knows_udp_segments());
         Ok(Self {
             shared,
             index,

@@ -45,8 +45,10 @@ struct Open {
 }
 
 /// Puts packets together. Its memory is used again for the next batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Merger {
+    /// Whether UDP too: not every kernel takes it.
+    udp: bool,
     /// Where in the batch's memory the parts of the groups are, group by group.
     pub parts: Vec<Range<usize>>,
     /// What goes to TUN, in this order.
@@ -54,6 +56,11 @@ pub struct Merger {
 }
 
 impl Merger {
+    /// One that puts TCP together, and UDP if `udp` says so.
+    pub const fn new(udp: bool) -> Self {
+        Self { udp, parts: Vec::new(), groups: Vec::new() }
+    }
+
     /// Forgets the batch.
     pub fn clear(&mut self) {
         self.parts.clear();
@@ -70,7 +77,7 @@ impl Merger {
         let packet = memory.get_mut(at).ok_or(Unfit::Malformed)?;
         let (_, total) = ipv4::lengths(packet)?;
         ipv4::count_hop(packet)?;
-        let next = Open::new(&packet[..total], start);
+        let next = Open::new(&packet[..total], start).filter(|next| self.udp || next.protocol == Protocol::Tcp);
         if let (Some(group), Some(next)) = (self.groups.last_mut(), next)
             && let Some(open) = &mut group.open
             && open.admits(memory, &next)

@@ -160,7 +160,7 @@ fn cut(packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, Unfit> {
 /// What comes out of merging a batch, put together.
 fn merge(packets: &[Vec<u8>]) -> Vec<(Vec<u8>, Offload)> {
     let mut memory = packets.concat();
-    let mut merger = Merger::default();
+    let mut merger = Merger::new(true);
     let mut start = 0;
     for packet in packets {
         let _ = merger.push(&mut memory, start..start + packet.len());
@@ -323,6 +323,23 @@ fn a_long_run_becomes_one_packet_and_a_broken_one_stays_alone() {
     let data: Vec<_> = merged.iter().map(|(packet, _)| (packet.len() - 72 + 20) / 1420).collect();
     assert_eq!(data, [20, 1, 23]);
     assert_eq!(merged[1].1, Offload::default(), "the kernel finds out itself");
+}
+
+#[test]
+fn datagrams_become_one_where_the_kernel_takes_it() {
+    let whole = Fields { tcp: None, ..stream(0, 5000) };
+    let packets: Vec<_> = whole.cut(1200).iter().map(Fields::packet).collect();
+    let [(packet, offload)] = &merge(&packets)[..] else { panic!("one packet") };
+    let (expected, checksum) = Fields { ttl: 62, ..whole.clone() }.undone();
+    assert_eq!((packet, offload.checksum, offload.segments), (&expected, Some(checksum), Some(whole.segments(1200))));
+
+    let mut memory = packets.concat();
+    let mut merger = Merger::new(false);
+    for at in (0..memory.len()).step_by(1228) {
+        merger.push(&mut memory.clone(), at..(at + 1228).min(memory.len())).unwrap();
+    }
+    merger.finish(&mut memory);
+    assert_eq!(merger.groups.len(), packets.len());
 }
 
 #[test]
