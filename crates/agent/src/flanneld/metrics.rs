@@ -21,7 +21,8 @@ pub(super) struct Metrics {
     pub(super) operations: Counter,
     /// What the kernel refused, or could not tell.
     pub(super) errors: Counter,
-    /// What somebody else removed or changed and was put right, by `what`: entries or rules.
+    /// What somebody else removed or changed and was put right, by `what`: rules, or the
+    /// kind of the overlay's entry.
     pub(super) repairs: Counters,
     /// Changes of net-conf.json that were refused.
     pub(super) config_errors: Counter,
@@ -70,7 +71,7 @@ impl Metrics {
             ),
             registry: Registered::default(),
         };
-        for what in ["entries", "rules"] {
+        for what in ["device", "address", "neighbour", "fdb", "route", "rules"] {
             drop(metrics.repairs.get_or_create(&[("what", what)]));
         }
         metrics.registry = make.done();
@@ -103,13 +104,13 @@ mod tests {
         let metrics = Metrics::new();
         metrics.set_backend("vxlan");
         metrics.set_backend("host-gw");
-        metrics.repaired("entries", 3);
+        metrics.repaired("route", 3);
         metrics.peers.get_or_create(&[("family", "ipv4")]).set(7);
         let text = metrics.registry.text();
         for line in [
             "podwire_overlay_backend{backend=\"host-gw\"} 1",
             "podwire_overlay_peers{family=\"ipv4\"} 7",
-            "podwire_overlay_repairs_total{what=\"entries\"} 3",
+            "podwire_overlay_repairs_total{what=\"route\"} 3",
             "podwire_overlay_repairs_total{what=\"rules\"} 0",
             "podwire_overlay_operations_total 0",
             "podwire_overlay_errors_total 0",
