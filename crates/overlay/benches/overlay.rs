@@ -49,7 +49,8 @@ fn main() -> Result<()> {
     if std::env::args().any(|arg| arg == "streams") {
         return throughput::run();
     }
-    CASES.iter().try_for_each(measure)
+    CASES.iter().try_for_each(measure)?;
+    throughput::run()
 }
 
 fn measure(case: &Case) -> Result<()> {
@@ -69,7 +70,7 @@ fn measure(case: &Case) -> Result<()> {
     ] {
         println!("{}", Measured { bench: "overlay", case: name, metric, value, unit: "ms", peer });
     }
-    throughput::run()
+    Ok(())
 }
 
 fn in_namespace<T: Send>(measure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
