@@ -16,7 +16,7 @@ pub use fake::FakeRoute;
 pub use socket::RouteSocket;
 pub(crate) use socket::check_name;
 pub use types::*;
-pub use watch::{AddressWatch, Change, ChangeWatch, RemovalWatch, Removed};
+pub use watch::{AddressWatch, Change, ChangeWatch, Removed};
 
 use std::net::IpAddr;
 

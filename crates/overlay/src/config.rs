@@ -81,7 +81,7 @@ pub fn parse(text: &str) -> Result<Config, Error> {
 /// # Errors
 /// As [`parse`], and those of `key`.
 pub fn parse_with_key(text: &str, key: &dyn Fn() -> Result<PrivateKey, Error>) -> Result<Config, Error> {
-    let mut fields = Fields::new("", serde_json::from_str(text)?);
+    let mut fields = Fields::new("", serde_json::from_str(text).map_err(Error::Json)?);
     let mut networks = Vec::new();
     for (family, names) in &FAMILIES {
         networks.extend(read_family(&mut fields, *family, names)?);

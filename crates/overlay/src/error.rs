@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 pub enum Error {
     /// net-conf.json is no JSON object.
     #[error("net-conf.json is not valid JSON: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
     /// A field of net-conf.json cannot be used; the message names the field and says what is expected.
     #[error("net-conf.json: {field}: {problem}")]
     Config {

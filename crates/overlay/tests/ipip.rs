@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Cluster, able_to_make};
-use podwire_kernel::route::{Removed, Route};
+use podwire_kernel::route::{Change, Removed, Route};
 
 const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "ipip"}}"#;
 const DIRECT: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "ipip", "DirectRouting": true}}"#;
@@ -110,7 +110,7 @@ fn a_restart_changes_nothing_and_leftovers_go() {
 
     let index = kernel.link("flannel.ipip").unwrap().unwrap().index;
     node.net.run("ip link del flannel.ipip");
-    assert!(later.removed(&Removed::Link(index)));
+    assert!(later.changed(&Change::Removed(Removed::Link(index))).work);
     let outcome = later.apply(&mut kernel).unwrap();
     assert_eq!((outcome.done, outcome.errors.len()), (4, 0));
     assert_eq!(node.pod.source_seen_by(&cluster.nodes[2].pod, cluster.nodes[2].pod_address()), node.pod_address());

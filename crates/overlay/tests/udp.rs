@@ -15,7 +15,7 @@ use std::{
 
 use common::{Cluster, Node, able};
 use podwire_kernel::{
-    route::Removed,
+    route::{Change, Removed},
     socket::{Departure, Interest, Poller, TunnelSocket},
     tun::{Offload, Queue},
 };
@@ -342,7 +342,7 @@ fn a_device_that_was_deleted_is_made_and_found_again() {
     let mut pair = Pair::new();
     pair.nodes()[0].net.run("ip link del flannel0");
     let mut kernel = pair.nodes()[0].net.routes();
-    assert!(pair.overlays[0].removed(&Removed::Anything));
+    assert!(pair.overlays[0].changed(&Change::Removed(Removed::Anything)).work);
     let outcome = pair.overlays[0].apply(&mut kernel).unwrap();
     assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
     let start = Instant::now();

@@ -7,7 +7,7 @@ mod common;
 use common::{Cluster, NET_CONF, able};
 use std::time::Duration;
 
-use podwire_kernel::route::{RemovalWatch, Removed, RouteSocket};
+use podwire_kernel::route::{Change, ChangeWatch, Removed, RouteSocket};
 use podwire_overlay::Overlay;
 
 fn mac(overlay: &Overlay) -> String {
@@ -157,23 +157,23 @@ fn a_deleted_device_is_made_again_with_all_that_hung_on_it() {
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
     let index = first.net.run("ip -o link show flannel.1").split(':').next().unwrap().parse().unwrap();
     first.net.run("ip link del flannel.1");
-    assert!(!overlay.removed(&Removed::Link(index + 1000)));
-    assert!(overlay.removed(&Removed::Link(index)) && !overlay.is_settled());
+    assert!(!overlay.changed(&Change::Removed(Removed::Link(index + 1000))).work);
+    assert!(overlay.changed(&Change::Removed(Removed::Link(index))).work && !overlay.is_settled());
     let outcome = overlay.apply(&mut first.net.routes()).unwrap();
     assert_eq!((outcome.done, outcome.errors.len()), (5, 0));
     assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
 }
 
-/// Applies what `watch` says is missed; returns how many removals that were and how many operations it took.
-fn repair(overlay: &mut Overlay, watch: &mut RemovalWatch, kernel: &mut RouteSocket) -> (usize, usize) {
+/// Applies what `watch` says is missed; returns how many changes that were and how many operations it took.
+fn repair(overlay: &mut Overlay, watch: &mut ChangeWatch, kernel: &mut RouteSocket) -> (usize, usize) {
     let mut missed = 0;
     // The kernel tells of a change before it has answered whoever made it: nothing is still to come.
     loop {
-        let removals = watch.next(Some(Duration::ZERO)).unwrap();
-        if removals.is_empty() {
+        let changes = watch.next(Some(Duration::ZERO)).unwrap();
+        if changes.is_empty() {
             break;
         }
-        missed += removals.iter().filter(|removed| overlay.removed(removed)).count();
+        missed += changes.iter().filter(|change| overlay.changed(change).work).count();
     }
     let outcome = overlay.apply(kernel).unwrap();
     assert!(outcome.errors.is_empty() && overlay.is_settled(), "{:?}", outcome.errors);
@@ -189,7 +189,7 @@ fn what_was_deleted_by_hand_is_put_back_and_nothing_else_is_done() {
     let overlays = cluster.join();
     let (first, macs) = (&cluster.nodes[0], [mac(&overlays[1]), mac(&overlays[2])]);
     let mut overlay = overlays.into_iter().next().unwrap();
-    let (mut kernel, mut watch) = (first.net.routes(), first.net.inside(|| RemovalWatch::open().unwrap()));
+    let (mut kernel, mut watch) = (first.net.routes(), first.net.inside(|| ChangeWatch::open().unwrap()));
     let look = || {
         ["ip route", "ip neigh show nud permanent", "bridge fdb show dev flannel.1", "ip -4 addr show dev flannel.1"]
             .map(|look| {

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Cluster, Node, able_to_make};
 use podwire_kernel::{
-    route::Route,
+    route::{Change, Removed, Route},
     wireguard::{PrivateKey, Wireguard},
 };
 use podwire_overlay::Overlay;
@@ -153,7 +153,7 @@ fn a_deleted_device_is_made_again_with_all_that_hung_on_it() {
     let mut kernel = first.net.routes();
     let index = kernel.link("flannel-wg").unwrap().unwrap().index;
     first.net.run("ip link del flannel-wg");
-    assert!(overlay.removed(&podwire_kernel::route::Removed::Link(index)));
+    assert!(overlay.changed(&Change::Removed(Removed::Link(index))).work);
     let outcome = overlay.apply(&mut kernel).unwrap();
     assert_eq!((outcome.done, outcome.errors.len()), (5, 0));
     assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());

@@ -1,4 +1,4 @@
-//! Telling what goes away: somebody may delete by hand what a program relies on.
+//! Telling what changes: somebody may delete or change by hand what a program relies on.
 
 use std::time::{Duration, Instant};
 
@@ -88,42 +88,6 @@ impl ChangeWatch {
             let changes: Vec<_> = messages.iter().flat_map(|message| changed(&message)).collect();
             if messages.is_empty() || !changes.is_empty() {
                 return Ok(changes);
-            }
-        }
-    }
-}
-
-/// Removals in one network namespace.
-#[derive(Debug)]
-pub struct RemovalWatch(Socket);
-
-impl RemovalWatch {
-    /// Watches the network namespace that the calling thread is in, from now on.
-    ///
-    /// # Errors
-    /// The kernel has no rtnetlink socket to give.
-    pub fn open() -> Result<Self> {
-        let socket = Socket::open(Protocol::Route)?;
-        GROUPS.iter().try_for_each(|group| socket.join(*group))?;
-        Ok(Self(socket))
-    }
-
-    /// Waits for something to be removed; nothing was when the result is empty. Without a timeout it waits for ever, unless
-    /// a signal comes.
-    ///
-    /// # Errors
-    /// The kernel refused; lost notifications are no error but [`Removed::Anything`].
-    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Vec<Removed>> {
-        let begin = Instant::now();
-        loop {
-            let left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
-            let messages = match self.0.receive(left, format_args!("wait for changes of links and routes")) {
-                Err(Error::Overrun { .. }) => return Ok(vec![Removed::Anything]),
-                messages => messages?,
-            };
-            let removals: Vec<_> = messages.iter().filter_map(|message| removed(&message)).collect();
-            if messages.is_empty() || !removals.is_empty() {
-                return Ok(removals);
             }
         }
     }

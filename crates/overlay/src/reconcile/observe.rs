@@ -20,12 +20,6 @@ impl Overlay {
         Effect { work, uplink }
     }
 
-    /// Takes in that something is gone from the kernel, whoever removed it. Returns whether it is missed here: then
-    /// [`Overlay::apply`] puts it back.
-    pub fn removed(&mut self, what: &Removed) -> bool {
-        self.changed(&Change::Removed(what.clone())).work
-    }
-
     fn concerns_uplink(&self, change: &Change) -> bool {
         let uplink = &self.site.uplink;
         match change {
