@@ -143,8 +143,8 @@ fn a_macvlan_that_cannot_be_leaves_nothing() {
         refused(node, &[(plain.clone(), 7, "there is no default route")]);
         assert_eq!(code(node.runtime.status(&node.network(with(json!({"master": "eth0"}))))), 50);
         let _outside = cabled();
-        let full =
-            json!({"type": "host-local", "subnet": "10.1.0.0/30", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1"});
+        let full = json!({"type": "host-local", "subnet": "10.1.0.0/30", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1",
+            "dataDir": node.folder.join("networks")});
         let nowhere = json!({"type": "static", "addresses": [{"address": "10.1.0.9/24"}],
             "routes": [{"dst": "10.9.0.0/16", "gw": "10.8.0.1"}]});
         refused(
