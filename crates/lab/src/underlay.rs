@@ -47,6 +47,9 @@ impl Underlay {
             // A router between the networks. Where it knows no way it says so (ICMP unreachable), and a host would be silent: a pod
             // that asks for a Service before the proxy knows it then fails at once and asks again, instead of waiting.
             ProcSys.write("net/ipv4/ip_forward", "1")?;
+            // Whoever asks in vain (DNS without an upstream) is told every time: by default the kernel tells each machine once
+            // a second, and silence means a timeout.
+            ProcSys.write("net/ipv4/icmp_ratelimit", "0")?;
             // A shorter way is not to be learnt: routes of the nodes are what is looked at in a lab.
             ProcSys.write("net/ipv4/conf/all/send_redirects", "0")?;
             ProcSys.write("net/ipv4/conf/default/send_redirects", "0")?;
