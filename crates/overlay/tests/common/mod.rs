@@ -242,6 +242,15 @@ impl Cluster {
         self.nodes.iter().map(|node| node.overlay_in(net_conf, family).lease()).collect()
     }
 
+    /// Checks that every pod reaches every pod, and is seen as itself.
+    pub fn pods_talk(&self) {
+        for from in &self.nodes {
+            for to in &self.nodes {
+                assert_eq!(from.pod.source_seen_by(&to.pod, to.pod_address()), from.pod_address());
+            }
+        }
+    }
+
     /// Runs the overlay on every node.
     pub fn join(&self) -> Vec<Overlay> {
         self.join_with(NET_CONF)
