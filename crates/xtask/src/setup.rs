@@ -77,6 +77,8 @@ fn major(version: &str) -> Option<u32> {
 /// Tells apt of the backports of Debian 12, where it has Debian 12 itself from. Nothing is taken from there unless asked for.
 fn add_backports() -> Result<()> {
     const LIST: &str = "/etc/apt/sources.list.d/podwire-backports.list";
+    // A fresh machine may have no lists yet, and then apt does not say where it would have them from.
+    shell::run("apt-get", ["update", "-qq"])?;
     let format = ["indextargets", "--format=$(RELEASE) $(REPO_URI)", "Created-By: Packages"];
     let known = shell::output("apt-get", format)?;
     let source = |release| known.lines().find_map(|line| line.strip_prefix(release)?.strip_prefix(' '));
