@@ -160,7 +160,7 @@ fn a_deleted_device_is_made_again_with_all_that_hung_on_it() {
     assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
 }
 
-/// Applies what `watch` says is missed; returns how many changes that were and how many operations it took.
+/// Applies what `watch` says is missed; returns how many removals that were and how many operations it took.
 fn repair(overlay: &mut Overlay, watch: &mut ChangeWatch, kernel: &mut RouteSocket) -> (usize, usize) {
     let mut missed = 0;
     // The kernel tells of a change before it has answered whoever made it: nothing is still to come.
@@ -169,7 +169,8 @@ fn repair(overlay: &mut Overlay, watch: &mut ChangeWatch, kernel: &mut RouteSock
         if changes.is_empty() {
             break;
         }
-        missed += changes.iter().filter(|change| overlay.changed(change).work).count();
+        let is_missed = |change: &&Change| overlay.changed(change).work && matches!(change, Change::Removed(_));
+        missed += changes.iter().filter(is_missed).count();
     }
     let outcome = overlay.apply(kernel).unwrap();
     assert!(outcome.errors.is_empty() && overlay.is_settled(), "{:?}", outcome.errors);

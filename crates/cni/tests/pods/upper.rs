@@ -40,7 +40,8 @@ fn reach_each_other(node: &Node, network: &NetworkConfig, kind: &str) {
 
 fn links_of(pod: &Pod) -> Vec<String> {
     let links = RouteSocket::open_in(pod.namespace.as_fd()).unwrap().links().unwrap();
-    links.into_iter().map(|link| link.name).collect()
+    // Where the module ipip is loaded, every namespace begins with one of its devices.
+    links.into_iter().map(|link| link.name).filter(|name| name != "tunl0").collect()
 }
 
 /// Every one of these plugins and fields is refused with this code and word, and nothing is left.
