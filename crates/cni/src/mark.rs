@@ -17,7 +17,7 @@ pub fn of(call: &Call) -> String {
 
 fn mark(network: &str, container_id: &str, ifname: &str) -> String {
     let mut mark = format!("{}{container_id}/{ifname}", prefix(network));
-    mark.truncate(LONGEST);
+    mark.truncate(mark.floor_char_boundary(LONGEST));
     mark
 }
 

@@ -25,7 +25,7 @@ pub fn open(call: &Call) -> Result<(Namespace, RouteSocket)> {
 
 /// The container's interface.
 pub fn interface(call: &Call, pod: &mut RouteSocket) -> Result<Link> {
-    let vanished = || Error::UnknownContainer(format!("{} vanished from the container", call.ifname));
+    let vanished = || Error::TryAgain(format!("there is no {} in the container", call.ifname));
     pod.link(&call.ifname)?.ok_or_else(vanished)
 }
 

@@ -224,11 +224,13 @@ impl Overlay {
         if lease.node == self.site.node {
             return Ok(());
         }
-        if let Some(known) = self.peers.get(&lease.node)
-            && known.lease == *lease
-            && matches!(known.standing, Standing::Planned | Standing::Waiting)
-        {
-            return Ok(());
+        if let Some(known) = self.peers.get(&lease.node).filter(|known| known.lease == *lease) {
+            match known.standing {
+                Standing::Planned | Standing::Waiting => return Ok(()),
+                // What leads there is known already, and may be away from the kernel just now.
+                Standing::Kept => plan::check(self.backend.as_ref(), &self.site, lease)?,
+                Standing::Refused => {}
+            }
         }
         let member = Member { lease: lease.clone(), path: None, standing: Standing::Waiting };
         self.peers.insert(lease.node.clone(), member);
@@ -261,7 +263,8 @@ impl Overlay {
     /// carried in user space.
     pub fn forwarder(&self) -> Option<(&Tunnel, SocketAddr)> {
         self.claims.tunnels().find_map(|tunnel| match tunnel.kind {
-            TunnelKind::Tun { listen } => Some((tunnel, listen)),
+            // One that an earlier run left does not say where it listened, and nothing is carried by it.
+            TunnelKind::Tun { listen } if listen.port() != 0 => Some((tunnel, listen)),
             _ => None,
         })
     }
@@ -349,7 +352,8 @@ impl Overlay {
             let Some(peer) = self.peers.get_mut(name) else { continue };
             if peer.standing == Standing::Waiting || peer.path != path {
                 peer.path = path;
-                outcome.refused.extend(self.settle_peer(name, Ok(())).err());
+                let checked = plan::check(self.backend.as_ref(), &self.site, &peer.lease);
+                outcome.refused.extend(self.settle_peer(name, checked).err());
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use podwire_model::{Family, IpNet};
 use podwire_overlay::{backend::Backend, config::Config};
+use serde_json::{Map, Value};
 
 use super::key;
 
@@ -33,6 +34,19 @@ impl NetConf {
     pub(super) fn backend(&self) -> anyhow::Result<Box<dyn Backend>> {
         let Config { backend, .. } = key::parse(&self.text)?;
         Ok(backend)
+    }
+
+    /// Whether both configure the same backend in the same way.
+    pub(super) fn same_backend(&self, other: &Self) -> bool {
+        let backend = |text: &str| -> Vec<Value> {
+            let fields: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+            fields
+                .into_iter()
+                .filter(|(name, _)| name.eq_ignore_ascii_case("Backend"))
+                .map(|(_, value)| value)
+                .collect()
+        };
+        backend(&self.text) == backend(&other.text)
     }
 
     /// The range of all pods of `family`.

@@ -50,13 +50,13 @@ fn ensure_blackhole(subnet: IpNet, kernel: &mut RouteSocket) -> podwire_kernel::
     if kernel.routes(&filter)?.iter().any(|route| route.destination == subnet) {
         return Ok(false);
     }
-    let metric = if subnet.addr().is_ipv6() { 1024 } else { 0 };
     kernel.add_route(&RouteEntry {
         device: None,
         kind: RouteKind::Blackhole,
         scope: Scope::Global,
         protocol: RouteProtocol::BOOT,
-        metric,
+        // The bridge's own route, which comes with the first pod, wins by its metric: 0, or 256 for IPv6.
+        metric: 1024,
         ..RouteEntry::on_link(subnet, 0)
     })?;
     Ok(true)

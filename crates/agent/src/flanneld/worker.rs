@@ -181,13 +181,13 @@ impl Worker {
 
     async fn go_over(&mut self, next: NetConf) -> anyhow::Result<()> {
         self.conf.check_change(&next)?;
-        let (from, to) = (self.conf.backend()?, next.backend()?);
-        // Backends say all of their configuration here.
-        if format!("{from:?}") != format!("{to:?}") {
+        if !self.conf.same_backend(&next) {
+            let (from, to) = (self.conf.backend()?, next.backend()?);
             let prepared = prepared(&next).await?;
             for at in 0..self.stacks.len() {
                 let switched = self.stacks[at].switch(next.backend()?, prepared.clone());
                 if let Err(error) = switched {
+                    (self.holding, self.release) = (true, None);
                     for stack in &mut self.stacks[..at] {
                         stack.switch(self.conf.backend()?, self.prepared.clone())?;
                     }
@@ -213,7 +213,15 @@ impl Worker {
         if self.stacks.is_empty() && self.prepared.is_none() {
             self.prepared = prepared(&self.conf).await?;
         }
-        let complete = self.start()?;
+        let complete = match self.start() {
+            // What one family lacks does not end the other.
+            Err(reason) if !self.stacks.is_empty() => {
+                self.wait(format!("one address family is left out: {reason:#}"));
+                false
+            }
+            started => started?,
+        };
+        self.check_ranges()?;
         if self.stacks.is_empty() {
             return Ok(());
         }
@@ -241,7 +249,6 @@ impl Worker {
             stack.set_peers(self.nodes.leases(family));
             self.stacks.push(stack);
         }
-        self.check_ranges()?;
         Ok(true)
     }
 

@@ -52,8 +52,8 @@ pub(super) struct Page {
     pub revision: u64,
     /// Where the next piece begins; `None` after the last.
     pub next: Option<Token>,
-    /// How many objects are in the pieces to come.
-    pub remaining: usize,
+    /// How many objects are in the pieces to come; not told of a selection.
+    pub remaining: Option<usize>,
 }
 
 impl Page {
@@ -83,6 +83,8 @@ impl Page {
         items.truncate(limit);
         let last = items.last().filter(|_| remaining > 0);
         let next = last.map(|last| Token { revision, after: key(last) });
+        let selects = ["labelSelector", "fieldSelector"].iter().any(|name| !query.text(name).is_empty());
+        let remaining = Some(remaining).filter(|remaining| *remaining > 0 && !selects);
         Ok(Self { items, revision, next, remaining })
     }
 }

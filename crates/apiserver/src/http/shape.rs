@@ -98,7 +98,9 @@ pub(super) fn many(kind: &Kind, page: &Page, (shape, include): (Shape, Include))
     let mut metadata = json!({ "resourceVersion": page.revision.to_string() });
     if let Some(next) = &page.next {
         metadata["continue"] = next.to_string().into();
-        metadata["remainingItemCount"] = page.remaining.into();
+    }
+    if let Some(remaining) = page.remaining {
+        metadata["remainingItemCount"] = remaining.into();
     }
     let head = |kind: &str, version: &str| {
         format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{metadata},"items":["#)

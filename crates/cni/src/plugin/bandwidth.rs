@@ -29,6 +29,8 @@ struct Limits {
 #[serde(default, rename_all = "camelCase")]
 struct Fields {
     runtime_config: Option<RuntimeConfig>,
+    shaped_subnets: Vec<String>,
+    unshaped_subnets: Vec<String>,
     #[serde(flatten)]
     fixed: Limits,
 }
@@ -48,7 +50,15 @@ struct Config {
 
 impl Config {
     fn of(call: &Call) -> Result<Self> {
-        let Fields { runtime_config, fixed } = call.config()?;
+        let Fields { runtime_config, fixed, shaped_subnets, unshaped_subnets } = call.config()?;
+        for (field, subnets) in [("shapedSubnets", shaped_subnets), ("unshapedSubnets", unshaped_subnets)] {
+            if !subnets.is_empty() {
+                return Err(Error::Unsupported {
+                    field,
+                    detail: "all traffic is limited alike; leave it out".to_owned(),
+                });
+            }
+        }
         let given = runtime_config.and_then(|config| config.bandwidth).unwrap_or_default();
         // What the network says goes before what the caller says.
         let limits = if fixed == Limits::default() { given } else { fixed };

@@ -258,6 +258,6 @@ fn owner(network: &str, container_id: &str, ifname: &str) -> String {
     /// Of the 255 bytes of an alias, without the name and the word before it.
     const LONGEST: usize = 235;
     let mut owner = format!("{LABEL}{network}/{container_id}/{ifname}");
-    owner.truncate(LONGEST);
+    owner.truncate(owner.floor_char_boundary(LONGEST));
     owner + WAS
 }

@@ -22,6 +22,8 @@ impl Plugin for Sriov {
     fn add(&self, call: &Call) -> Result<CniResult> {
         let config = Config::of(call)?;
         let store = Store::new(config.data_dir.clone());
+        // Who has its interface keeps it, and the function behind it.
+        drop(pod::open(call)?);
         // An ADD that was cut off, for the same attachment.
         take_back_if_given(call, &store)?;
         let added = add(call, &config, &store);

@@ -114,6 +114,7 @@ fn an_interface_is_tuned_and_given_back_as_it_was() {
         let mut pod = Pod::new("pod-a");
         pod.attachment.capabilities.insert("mac".to_owned(), json!("02:00:00:00:00:02"));
         let before = run("sysctl -n net.core.somaxconn");
+        node.runtime.status(&network).unwrap();
         let result = node.runtime.add(&network, &pod.attachment).unwrap();
         let eth0 = result.interfaces.last().unwrap();
         assert_eq!((eth0.mac.as_deref(), eth0.mtu), (Some("02:00:00:00:00:02"), Some(1300)));

@@ -130,6 +130,17 @@ fn direct_route(peer: &Lease, path: &Path) -> Entry {
     Entry::Route { device: path.device.clone(), destination, gateway, onlink: false }
 }
 
+/// [`Backend::check_networks`] of a backend that carries IPv4 only.
+fn check_ipv4_only(name: &str, networks: &[IpNet]) -> Result<(), Error> {
+    match networks.iter().find(|network| matches!(network, IpNet::V6(_))) {
+        None => Ok(()),
+        Some(network) => Err(Error::config(
+            "EnableIPv6",
+            format!("must be false with backend {name}, which carries IPv4 only and not {network}; or use vxlan"),
+        )),
+    }
+}
+
 /// Configures the backend that the `Backend` object of net-conf.json names.
 ///
 /// # Errors

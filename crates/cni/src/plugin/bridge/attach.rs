@@ -47,9 +47,12 @@ impl Attach<'_> {
         }
         if !config.disabled {
             pair::wait_until_running(&mut self.host, veth.index)?;
-            // A bridge without a MAC address of its own has that of a port.
-            if !bridge.running || !config.gateway {
-                bridge = pair::wait_until_running(&mut self.host, bridge.index)?;
+            // A bridge without a MAC address of its own has that of a port. With the spanning tree protocol it has no
+            // carrier for longer than anybody waits.
+            if (!bridge.running || !config.gateway)
+                && let Ok(running) = pair::wait_until_running(&mut self.host, bridge.index)
+            {
+                bridge = running;
             }
         }
         result.interfaces = vec![describe(&bridge, None), describe(&veth, None), describe(&eth, pod::sandbox(call))];

@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -69,8 +69,10 @@ impl Config {
         let Fields { data_dir, settings, runtime_config, args: Args { cni } } = call.config()?;
         let mut sysctls = BTreeMap::new();
         let given: BTreeMap<String, Value> = settings.sysctl.into_iter().chain(cni.sysctl).flatten().collect();
+        // STATUS is asked for no interface in particular.
+        let ifname = if call.ifname.is_empty() { "IFNAME" } else { &call.ifname };
         for (key, value) in &given {
-            sysctls.insert(path_of(key, &call.ifname)?, text_of(key, value)?);
+            sysctls.insert(path_of(key, ifname)?, text_of(key, value)?);
         }
         allow(Path::new(ALLOWLIST), given.keys())?;
         let from_args = call.args.iter().find(|(key, _)| key.eq_ignore_ascii_case("mac")).map(|(_, mac)| mac.clone());
@@ -133,7 +135,10 @@ fn text_of(key: &str, value: &Value) -> Result<String> {
 /// The node's administrator may say which parameters containers get: a regular expression a line, of which one must match
 /// the name as it was written. What such a line uses beyond `^`, `$`, `.`, `.*` and `\\.` is not known here.
 fn allow<'a>(list: &Path, mut names: impl Iterator<Item = &'a String>) -> Result<()> {
-    let Ok(text) = fs::read_to_string(list) else { return Ok(()) };
+    let text = match fs::read_to_string(list) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(|error| Error::io("read", list, error))?,
+    };
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let patterns: Vec<Pattern> = lines.map(|line| Pattern::parse(line, list)).collect::<Result<_>>()?;
     match names.find(|name| !patterns.iter().any(|pattern| pattern.matches(name))) {

@@ -42,13 +42,7 @@ impl Backend for IpipBackend {
     }
 
     fn check_networks(&self, networks: &[IpNet]) -> Result<(), Error> {
-        match networks.iter().find(|network| matches!(network, IpNet::V6(_))) {
-            None => Ok(()),
-            Some(network) => Err(Error::config(
-                "EnableIPv6",
-                format!("must be false with backend ipip, which carries IPv4 only and not {network}; or use vxlan"),
-            )),
-        }
+        super::check_ipv4_only(NAME, networks)
     }
 
     fn check(&self, site: &Site) -> Result<(), Error> {

@@ -68,6 +68,10 @@ impl Backend for UdpBackend {
         Ok(vec![Entry::Forward { destination: peer.lease.subnet, to }])
     }
 
+    fn check_networks(&self, networks: &[IpNet]) -> Result<(), Error> {
+        super::check_ipv4_only(NAME, networks)
+    }
+
     fn check(&self, site: &Site) -> Result<(), Error> {
         match site.family() {
             Family::V4 => Ok(()),

@@ -121,7 +121,8 @@ impl Backend for VxlanBackend {
     }
 
     fn mtu(&self, uplink: &Uplink) -> u32 {
-        self.mtu.unwrap_or(uplink.mtu).saturating_sub(self.overhead(uplink))
+        // The kernel makes no vxlan device larger than what it sends through takes.
+        self.mtu.unwrap_or(uplink.mtu).min(uplink.mtu).saturating_sub(self.overhead(uplink))
     }
 
     fn overhead(&self, uplink: &Uplink) -> u32 {
@@ -243,9 +244,11 @@ mod tests {
 
     #[test]
     fn fields_are_read_and_wrong_ones_named() {
-        let backend = configured(r#"{"type": "vxlan", "VNI": 4096, "port": 4789, "MTU": 9000, "Directrouting": true}"#);
+        let backend = configured(r#"{"type": "vxlan", "VNI": 4096, "port": 4789, "MTU": 1400, "Directrouting": true}"#);
         let backend = backend.unwrap();
-        assert_eq!((backend.mtu(&site("node1").uplink), backend.overhead(&site("node1").uplink)), (8950, 50));
+        assert_eq!((backend.mtu(&site("node1").uplink), backend.overhead(&site("node1").uplink)), (1350, 50));
+        let larger = configured(r#"{"Type": "vxlan", "MTU": 9000}"#).unwrap();
+        assert_eq!(larger.mtu(&site("node1").uplink), 1450, "what the uplink carries");
         assert_eq!(backend.local(&site("node1"))[0].device().map(|device| &**device), Some("flannel.4096"));
         for (json, expected) in [
             (r#"{"Type": "vxlan", "VNI": 0}"#, "Backend.VNI: 0 is out of range, expected 1 to 16777215"),
