@@ -72,3 +72,17 @@ impl NetConf {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_part_of_what_configures_a_backend() {
+        let conf = |text: &str| NetConf { text: text.to_owned(), networks: Vec::new() };
+        let one = conf(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard", "PSK": "a"}}"#);
+        let other = conf(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard", "PSK": "b"}}"#);
+        let spelt = conf(r#"{"backend": {"PSK": "a", "Type": "wireguard"}, "EnableNFTables": true}"#);
+        assert!(!one.same_backend(&other) && one.same_backend(&spelt));
+    }
+}

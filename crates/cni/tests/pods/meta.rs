@@ -81,6 +81,7 @@ fn limits_are_checked_and_cleaned_up() {
             plugin
         };
         refused(node, limited(json!({"ingressRate": 1})), 7, "ingressRate needs ingressBurst");
+        refused(node, limited(json!({"unshapedSubnets": ["10.0.0.0/8"]})), 2, "unshapedSubnets");
         refused(node, limited(json!({"egressBurst": 1})), 7, "egressBurst needs egressRate");
         refused(node, limited(json!({"egressRate": 1, "egressBurst": 1_u64 << 40})), 7, "more than 4 GiB");
         refused(

@@ -46,6 +46,23 @@ fn a_peer_is_decided_again_when_the_way_to_it_changes() {
     }
 }
 
+/// A range that is this node's own, for example, would take its pods' packets to the other node.
+#[test]
+fn a_peer_that_cannot_be_used_stays_out_when_paths_change() {
+    for case in cases().filter(|case| case.backend.needs_path()) {
+        let mut kernel = case.namespace();
+        let mut overlay = case.overlay();
+        let thief = Lease { subnet: case.site(1).subnet, ..case.lease(3) };
+        assert_eq!(overlay.set_peers([case.lease(2), thief]).len(), 1);
+        settle(&mut overlay, &mut kernel);
+        let before = case.held(&mut kernel);
+        overlay.changed(&Change::Removed(Removed::Anything));
+        settle(&mut overlay, &mut kernel);
+        assert_eq!(case.held(&mut kernel), before);
+        assert!(!before.contains_key(&Key::Route(case.site(1).subnet)), "{before:?}");
+    }
+}
+
 #[test]
 fn routes_that_do_not_matter_are_not_looked_at() {
     for case in cases() {
