@@ -160,17 +160,17 @@ fn a_deleted_device_is_made_again_with_all_that_hung_on_it() {
     assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
 }
 
-/// Applies what `watch` says is missed; returns how many removals that were and how many operations it took.
-fn repair(overlay: &mut Overlay, watch: &mut ChangeWatch, kernel: &mut RouteSocket) -> (usize, usize) {
-    let mut missed = 0;
+/// Applies what `watch` says is missed; returns whether anything is, and how many operations it took.
+fn repair(overlay: &mut Overlay, watch: &mut ChangeWatch, kernel: &mut RouteSocket) -> (bool, usize) {
+    let mut missed = false;
     // The kernel tells of a change before it has answered whoever made it: nothing is still to come.
     loop {
         let changes = watch.next(Some(Duration::ZERO)).unwrap();
         if changes.is_empty() {
             break;
         }
-        let is_missed = |change: &&Change| overlay.changed(change).work && matches!(change, Change::Removed(_));
-        missed += changes.iter().filter(is_missed).count();
+        // Of one removal the kernel may tell twice: of a neighbour that it first fails and then goes.
+        missed |= changes.iter().filter(|change| overlay.changed(change).work).count() > 0;
     }
     let outcome = overlay.apply(kernel).unwrap();
     assert!(outcome.errors.is_empty() && overlay.is_settled(), "{:?}", outcome.errors);
@@ -196,20 +196,20 @@ fn what_was_deleted_by_hand_is_put_back_and_nothing_else_is_done() {
             })
     };
     let whole = look();
-    for (by_hand, missed, done) in [
-        ("ip route del 10.244.1.0/24".to_owned(), 1, 1),
-        ("ip neigh del 10.244.2.0 dev flannel.1".to_owned(), 1, 1),
-        (format!("bridge fdb del {} dev flannel.1 self", macs[0]), 1, 1),
+    for (by_hand, done) in [
+        ("ip route del 10.244.1.0/24".to_owned(), 1),
+        ("ip neigh del 10.244.2.0 dev flannel.1".to_owned(), 1),
+        (format!("bridge fdb del {} dev flannel.1 self", macs[0]), 1),
         // With its last address the device loses its neighbours and, without a word, its routes.
-        ("ip addr del 10.244.0.0/32 dev flannel.1".to_owned(), 3, 5),
-        ("ip route flush dev flannel.1".to_owned(), 2, 2),
-        ("ip neigh add 10.244.77.0 lladdr 02:00:00:00:00:77 dev flannel.1 nud permanent".to_owned(), 0, 0),
-        ("ip neigh del 10.244.77.0 dev flannel.1".to_owned(), 0, 0),
-        ("ip route del default".to_owned(), 0, 0),
-        ("ip route add default via 172.25.2.254".to_owned(), 0, 0),
+        ("ip addr del 10.244.0.0/32 dev flannel.1".to_owned(), 5),
+        ("ip route flush dev flannel.1".to_owned(), 2),
+        ("ip neigh add 10.244.77.0 lladdr 02:00:00:00:00:77 dev flannel.1 nud permanent".to_owned(), 0),
+        ("ip neigh del 10.244.77.0 dev flannel.1".to_owned(), 0),
+        ("ip route del default".to_owned(), 0),
+        ("ip route add default via 172.25.2.254".to_owned(), 0),
     ] {
         first.net.run(&by_hand);
-        assert_eq!(repair(&mut overlay, &mut watch, &mut kernel), (missed, done), "{by_hand}");
+        assert_eq!(repair(&mut overlay, &mut watch, &mut kernel), (done > 0, done), "{by_hand}");
     }
     assert_eq!(look(), whole);
     // Taken down: its routes go without a word of each.
@@ -219,5 +219,5 @@ fn what_was_deleted_by_hand_is_put_back_and_nothing_else_is_done() {
     // What the overlay removes itself is not missed.
     overlay.remove_peer(&"node3".into());
     overlay.apply(&mut kernel).unwrap();
-    assert_eq!(repair(&mut overlay, &mut watch, &mut kernel), (0, 0));
+    assert_eq!(repair(&mut overlay, &mut watch, &mut kernel), (false, 0));
 }
