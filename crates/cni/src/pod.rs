@@ -18,9 +18,14 @@ use crate::{Call, CniResult, Error, Interface, Result, RouteConfig};
 pub fn open(call: &Call) -> Result<(Namespace, RouteSocket)> {
     let (namespace, mut pod) = call.open_pod()?;
     if pod.link(&call.ifname)?.is_some() {
-        return Err(Error::Exists(format!("container {} has an interface {} already", call.container_id, call.ifname)));
+        return Err(exists(call));
     }
     Ok((namespace, pod))
+}
+
+/// The error of an ADD whose interface is there.
+pub fn exists(call: &Call) -> Error {
+    Error::Exists(format!("container {} has an interface {} already", call.container_id, call.ifname))
 }
 
 /// The container's interface.

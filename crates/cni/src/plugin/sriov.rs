@@ -5,7 +5,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use podwire_kernel::pci::Sysfs;
+use podwire_kernel::{pci::Sysfs, route::Route};
 
 use self::{
     config::Config,
@@ -22,8 +22,11 @@ impl Plugin for Sriov {
     fn add(&self, call: &Call) -> Result<CniResult> {
         let config = Config::of(call)?;
         let store = Store::new(config.data_dir.clone());
-        // Who has its interface keeps it, and the function behind it.
-        drop(pod::open(call)?);
+        // An interface is brought up last: who has one that is up keeps it, and the function behind it.
+        let (_, mut pod) = call.open_pod()?;
+        if pod.link(&call.ifname)?.is_some_and(|link| link.up) {
+            return Err(pod::exists(call));
+        }
         // An ADD that was cut off, for the same attachment.
         take_back_if_given(call, &store)?;
         let added = add(call, &config, &store);

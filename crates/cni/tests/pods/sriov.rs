@@ -215,6 +215,10 @@ fn a_function_comes_back_after_a_crash() {
     config["ipam"] = json!({});
     let (result, success) = call(&node, "sriov", "ADD", &pod.attachment, &config);
     assert!(success && result["interfaces"][0]["mac"] == "02:00:00:00:00:44", "{result}");
+    // That one is whole: one more ADD is an error, and takes nothing from it.
+    let (report, success) = call(&node, "sriov", "ADD", &pod.attachment, &config);
+    assert!(!success && report["code"] == 101 && pod.has_eth0(), "{report}");
+    assert!(card.line(2).contains("vlan 44"));
     assert_eq!(call(&node, "sriov", "DEL", &pod.attachment, &config), (Value::Null, true));
     card.assert_as_before(&node);
 }
