@@ -6,7 +6,8 @@ use std::{
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use podwire_kernel::{
@@ -31,6 +32,8 @@ use crate::{
 
 /// How long a lab may take to end by itself before it is killed, and then to be gone.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a lab may take from its beginning until it has written who it is.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 /// How much of the log an error shows, in lines.
 const LOG_TAIL: usize = 8;
 
@@ -63,13 +66,21 @@ pub fn up(options: &Options, on_step: impl FnMut(&str)) -> Result<Running> {
 /// The lab would not end, or its directory could not be removed.
 pub fn down(name: &str) -> Result<bool> {
     let directory = Directory::of(name)?;
-    match directory.is_running()? {
-        None => return Ok(false),
-        Some(false) => {}
-        Some(true) => {
-            if let Some(init) = directory.init()?.open() {
-                end(&init)?;
+    let begin = Instant::now();
+    loop {
+        match directory.is_running()? {
+            None => return Ok(false),
+            Some(false) => break,
+            Some(true) => {}
+        }
+        match directory.init() {
+            Ok(init) => {
+                init.open().map_or(Ok(()), |init| end(&init))?;
+                break;
             }
+            // Nothing is written yet: it is starting, or about to end with an `up` that was cut off.
+            Err(_) if begin.elapsed() < FIRST_WORD => thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error),
         }
     }
     directory.remove()?;
