@@ -1,6 +1,6 @@
 //! From a query to the server block that is responsible for it, and through that block's chain of plugins.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use domain::base::iana::{Class, Rcode};
 use futures_util::{FutureExt, future::BoxFuture};
@@ -45,28 +45,10 @@ impl Router {
     /// Answers a query at once where nobody else has to be asked.
     pub fn begin(self: &Arc<Self>, query: &Query) -> Progress {
         let site = self.sites.iter().find(|(zone, _)| query.name.ends_with(zone));
-        let Some((_, chain)) = site.filter(|_| query.qclass == Class::IN) else {
-            return Progress::Done(Reply::code(Rcode::REFUSED, ""));
-        };
-        for (index, plugin) in chain.iter().enumerate() {
-            match plugin.ask(query) {
-                Step::Next => {}
-                Step::Reply(reply) => return Progress::Done(finish(&chain[..index], query, reply)),
-                Step::Wait(reply) => return later(chain, index, query, reply),
-                Step::Follow(alias, _) if query.depth >= MAX_ALIASES => {
-                    return Progress::Done(finish(&chain[..index], query, alias));
-                }
-                Step::Follow(alias, target) => match self.begin(&query.follow(target)) {
-                    Progress::Done(found) => {
-                        return Progress::Done(finish(&chain[..index], query, join(alias, found)));
-                    }
-                    Progress::Waiting(found) => {
-                        return later(chain, index, query, found.map(|found| join(alias, found)).boxed());
-                    }
-                },
-            }
+        match site.filter(|_| query.qclass == Class::IN) {
+            Some((_, chain)) => Rest { router: self, chain, next: 0 }.begin(query),
+            None => Progress::Done(Reply::code(Rcode::REFUSED, "")),
         }
-        Progress::Done(finish(chain, query, Reply::code(Rcode::REFUSED, "")))
     }
 
     /// Answers a query, however long it takes; every plugin bounds its own time.
@@ -78,9 +60,69 @@ impl Router {
     }
 }
 
-fn later(chain: &Chain, index: usize, query: &Query, reply: BoxFuture<'static, Reply>) -> Progress {
+/// The plugins of a chain that have not seen the query yet: how a plugin asks them itself, once or several times, for
+/// the same question or another.
+pub struct Rest<'a> {
+    router: &'a Arc<Router>,
+    chain: &'a Chain,
+    next: usize,
+}
+
+/// A [`Rest`] to keep: for work that goes on after the answer.
+#[derive(Clone)]
+pub struct OwnedRest {
+    router: Arc<Router>,
+    chain: Chain,
+    next: usize,
+}
+
+impl Rest<'_> {
+    /// What the plugins after this one answer. Those before it do not see it; they see what this one makes of it.
+    pub fn begin(&self, query: &Query) -> Progress {
+        let Self { router, chain, next } = *self;
+        for (index, plugin) in chain.iter().enumerate().skip(next) {
+            let passed = next..index;
+            match plugin.ask(query, &Rest { next: index + 1, ..*self }) {
+                Step::Next => {}
+                Step::Reply(reply) => return Progress::Done(finish(&chain[passed], query, reply)),
+                Step::Wait(reply) => return later(chain, passed, query, reply),
+                Step::Follow(alias, _) if query.depth >= MAX_ALIASES => {
+                    return Progress::Done(finish(&chain[passed], query, alias));
+                }
+                Step::Follow(alias, target) => match router.begin(&query.follow(target)) {
+                    Progress::Done(found) => {
+                        return Progress::Done(finish(&chain[passed], query, join(alias, found)));
+                    }
+                    Progress::Waiting(found) => {
+                        return later(chain, passed, query, found.map(|found| join(alias, found)).boxed());
+                    }
+                },
+            }
+        }
+        Progress::Done(finish(&chain[next..], query, Reply::code(Rcode::REFUSED, "")))
+    }
+
+    /// The same, to keep.
+    pub fn owned(&self) -> OwnedRest {
+        OwnedRest { router: self.router.clone(), chain: self.chain.clone(), next: self.next }
+    }
+}
+
+impl OwnedRest {
+    /// What the plugins after this one answer, however long it takes.
+    pub async fn resolve(&self, query: &Query) -> Reply {
+        // Not across the await: what is borrowed could not be sent.
+        let progress = Rest { router: &self.router, chain: &self.chain, next: self.next }.begin(query);
+        match progress {
+            Progress::Done(reply) => reply,
+            Progress::Waiting(reply) => reply.await,
+        }
+    }
+}
+
+fn later(chain: &Chain, passed: Range<usize>, query: &Query, reply: BoxFuture<'static, Reply>) -> Progress {
     let (chain, query) = (chain.clone(), query.clone());
-    Progress::Waiting(async move { finish(&chain[..index], &query, reply.await) }.boxed())
+    Progress::Waiting(async move { finish(&chain[passed], &query, reply.await) }.boxed())
 }
 
 /// Shows an answer to the plugins that let the query pass, the last of them first.

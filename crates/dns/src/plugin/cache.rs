@@ -21,6 +21,7 @@ use crate::{
     message::{Data, DnsName, Query, Record, Reply, Source},
     metrics::Metrics,
     program::{SiteBuilder, nearest, zones},
+    router::Rest,
 };
 
 const NAME: &str = "cache";
@@ -117,7 +118,7 @@ impl Plugin for Cache {
         NAME
     }
 
-    fn ask(&self, query: &Query) -> Step {
+    fn ask(&self, query: &Query, _rest: &Rest<'_>) -> Step {
         if nearest(&self.zones, &query.name).is_none() {
             return Step::Next;
         }

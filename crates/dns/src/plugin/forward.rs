@@ -22,6 +22,7 @@ use crate::{
     metrics::Metrics,
     program::{SiteBuilder, nearest, zones},
     random::Random,
+    router::Rest,
 };
 
 const NAME: &str = "forward";
@@ -64,7 +65,7 @@ impl Plugin for Forward {
         NAME
     }
 
-    fn ask(&self, query: &Query) -> Step {
+    fn ask(&self, query: &Query, _rest: &Rest<'_>) -> Step {
         if nearest(&self.from, &query.name).is_none() || nearest(&self.except, &query.name).is_some() {
             return Step::Next;
         }

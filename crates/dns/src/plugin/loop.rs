@@ -17,7 +17,7 @@ use crate::{
     corefile::{CorefileError, Directive},
     message::{Arrival, DnsName, Query, Reply, Transport, name_below},
     program::SiteBuilder,
-    router::Router,
+    router::{Rest, Router},
 };
 
 /// When to probe, counted from the start: an upstream may come up later than we do.
@@ -51,7 +51,7 @@ impl Plugin for Loop {
         "loop"
     }
 
-    fn ask(&self, query: &Query) -> Step {
+    fn ask(&self, query: &Query, _rest: &Rest<'_>) -> Step {
         if query.qtype == Rtype::HINFO && query.name == self.probe {
             // Each probe sets the count to 0; it passes here once on its way out.
             let again = self.seen.fetch_add(1, Ordering::Relaxed) > 0;

@@ -26,7 +26,7 @@ use crate::{
     corefile::{CorefileError, Directive},
     message::{DnsName, Query, Reply},
     program::SiteBuilder,
-    router::Router,
+    router::{Rest, Router},
 };
 
 /// What a plugin does with a query.
@@ -49,8 +49,8 @@ pub trait Plugin: Send + Sync + 'static {
     /// The directive's name.
     fn name(&self) -> &'static str;
 
-    /// Sees a query on its way in.
-    fn ask(&self, _query: &Query) -> Step {
+    /// Sees a query on its way in; `rest` are the plugins after it. Runs inside the Tokio runtime, but must not block.
+    fn ask(&self, _query: &Query, _rest: &Rest<'_>) -> Step {
         Step::Next
     }
 

@@ -17,6 +17,7 @@ use crate::{
     cluster::Cluster,
     message::{DnsName, Query, Reply},
     program::nearest,
+    router::Rest,
 };
 
 pub(super) use setup::setup;
@@ -56,7 +57,7 @@ impl Plugin for Kubernetes {
         NAME
     }
 
-    fn ask(&self, query: &Query) -> Step {
+    fn ask(&self, query: &Query, _rest: &Rest<'_>) -> Step {
         let Some(apex) = nearest(&self.zones, &query.name) else { return Step::Next };
         if matches!(query.qtype, Rtype::AXFR | Rtype::IXFR) {
             return Step::Reply(Reply::code(Rcode::REFUSED, NAME));
