@@ -232,13 +232,13 @@ proptest! {
         prop_assert_eq!(&stepwise, &reversed);
 
         // Emptied and filled again; then emptied for good.
-        stepwise.replace_slices([]);
+        stepwise.replace_slices::<EndpointSlice>([]);
         stepwise.replace_services([]);
         stepwise.replace_services(services);
         stepwise.replace_slices(slices);
         prop_assert_eq!(&stepwise, &squashed);
         stepwise.replace_services([]);
-        stepwise.replace_slices([]);
+        stepwise.replace_slices::<EndpointSlice>([]);
         stepwise.replace_pods([]);
         prop_assert_eq!(&stepwise, &View::new());
     }

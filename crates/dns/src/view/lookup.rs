@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use podwire_model::{Endpoint, Name, Service, ServicePort, ServiceType};
+use podwire_model::{Name, Service, ServicePort, ServiceType};
 
-use super::{Claim, Entry, Selector, ServiceName, View, dashed_address};
+use super::{Entry, Filed, Selector, ServiceName, View, dashed_address, slice::Endpoint};
 
 /// Where a Service, or a part of it, is to be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,25 +75,21 @@ impl View {
     /// What `address` is called: the Service that has it as cluster IP, otherwise every Service of which it is a
     /// published endpoint.
     pub fn pointers(&self, address: IpAddr) -> Vec<PointerTarget<'_>> {
+        if let Some(name) = self.cluster_ips.of(address).first() {
+            let (namespace, service) = (&*name.namespace, &*name.name);
+            return vec![PointerTarget { namespace, service, host: Host::Service }];
+        }
         let mut found = Vec::new();
-        for claim in self.addresses.get(&address).into_iter().flatten() {
-            match claim {
-                Claim::ClusterIp(name) => {
-                    return vec![PointerTarget {
-                        namespace: &name.namespace,
-                        service: &name.name,
-                        host: Host::Service,
-                    }];
-                }
-                Claim::Endpoint { service: name, hostname, ready, .. } => {
-                    let service =
-                        ServiceName { namespace: &name.namespace, service: &name.name, selector: Selector::All };
-                    let Some((service, _)) = self.service(&service) else { continue };
-                    let host = hostname.as_deref().map_or(Host::Dashed(address), Host::Named);
-                    let target = PointerTarget { namespace: &name.namespace, service: &name.name, host };
-                    if (*ready || service.publish_not_ready) && !found.contains(&target) {
-                        found.push(target);
-                    }
+        for Filed(slice) in self.endpoints.of(address) {
+            let (namespace, name) = (&*slice.name.namespace, &*slice.service);
+            let Some((service, _)) = self.service(&ServiceName { namespace, service: name, selector: Selector::All })
+            else {
+                continue;
+            };
+            for endpoint in slice.endpoints().filter(|endpoint| endpoint.address == address) {
+                let target = PointerTarget { namespace, service: name, host: host(&endpoint) };
+                if (endpoint.ready || service.publish_not_ready) && !found.contains(&target) {
+                    found.push(target);
                 }
             }
         }
@@ -102,7 +98,7 @@ impl View {
 
     /// Whether a Pod of `namespace` has this address.
     pub fn has_pod(&self, namespace: &str, address: IpAddr) -> bool {
-        self.pod_addresses.get(&address).is_some_and(|pods| pods.iter().any(|pod| &*pod.namespace == namespace))
+        self.pod_addresses.of(address).iter().any(|pod| &*pod.namespace == namespace)
     }
 
     fn service(&self, name: &ServiceName<'_>) -> Option<(&Service, &Entry)> {
@@ -145,20 +141,23 @@ fn each_endpoint<'a>(
     service: &Service,
     entry: &'a Entry,
     selector: &Selector<'_>,
-    mut visit: impl FnMut(Target<'a>, &'a Endpoint),
+    mut visit: impl FnMut(Target<'a>, &Endpoint<'a>),
 ) {
-    for slice in entry.slices.values() {
-        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready || service.publish_not_ready) {
-            let host = endpoint.hostname.as_deref().map_or(Host::Dashed(endpoint.address), Host::Named);
-            let target = Target { host, port: None, address: endpoint.address };
+    for Filed(slice) in &entry.slices {
+        for endpoint in slice.endpoints().filter(|endpoint| endpoint.ready || service.publish_not_ready) {
+            let target = Target { host: host(&endpoint), port: None, address: endpoint.address };
             if slice.ports.is_empty() && !matches!(selector, Selector::Port { .. }) {
-                visit(target, endpoint);
+                visit(target, &endpoint);
             }
             for port in slice.ports.iter().filter(|port| matches_port(selector, &port.name, port.protocol.lower())) {
-                visit(Target { port: Some(port.port), ..target }, endpoint);
+                visit(Target { port: Some(port.port), ..target }, &endpoint);
             }
         }
     }
+}
+
+fn host<'a>(endpoint: &Endpoint<'a>) -> Host<'a> {
+    endpoint.hostname.map_or(Host::Dashed(endpoint.address), |hostname| Host::Named(hostname))
 }
 
 fn matches_port(selector: &Selector<'_>, name: &Name, protocol: &str) -> bool {
@@ -169,8 +168,8 @@ fn matches_port(selector: &Selector<'_>, name: &Name, protocol: &str) -> bool {
 }
 
 /// An endpoint answers to its hostname, or to its dashed address if it has none.
-fn answers_to(endpoint: &Endpoint, label: &str) -> bool {
-    match &endpoint.hostname {
+fn answers_to(endpoint: &Endpoint<'_>, label: &str) -> bool {
+    match endpoint.hostname {
         Some(hostname) => hostname.eq_ignore_ascii_case(label),
         None => dashed_address(label) == Some(endpoint.address),
     }

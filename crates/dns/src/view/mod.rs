@@ -4,45 +4,61 @@
 //! they came, and two views of the same objects are equal. Applying an object costs time in proportion to that object.
 
 mod lookup;
+mod owners;
 mod question;
+mod slice;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    cmp::Ordering,
+    collections::{HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use podwire_model::{Endpoint, EndpointSlice, Name, ObjectName, Service};
+use podwire_model::{Name, ObjectName, Service};
 
 pub use lookup::{Host, PointerTarget, Target};
+use owners::Owners;
 pub use question::{Asked, Labels, Selector, ServiceName, dashed_address, reverse_address};
+pub use slice::Slice;
 
 /// Everything in the cluster that has a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
     /// Namespace → Service name → the Service and its slices. Nested so that a lookup needs no owned key.
     namespaces: HashMap<Name, HashMap<Name, Entry>>,
-    /// Which Service each slice was filed under, to find it again when its label changes or it is deleted.
-    slice_service: HashMap<ObjectName, Name>,
-    /// Who uses each address: the answers to reverse lookups.
-    addresses: HashMap<IpAddr, BTreeSet<Claim>>,
+    slices: HashMap<ObjectName, Filed>,
+    /// The Services that have an address as cluster IP.
+    cluster_ips: Owners<ObjectName>,
+    /// The slices that have an address as an endpoint's.
+    endpoints: Owners<Filed>,
     /// The Namespaces that exist.
     existing_namespaces: HashSet<Name>,
     pods: HashMap<ObjectName, Vec<IpAddr>>,
-    pod_addresses: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    pod_addresses: Owners<ObjectName>,
 }
 
-/// A Service and the slices that name it; either may come first.
+/// A Service and the slices that name it, in the order of their names; either may come first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Entry {
     service: Option<Service>,
-    slices: BTreeMap<Name, EndpointSlice>,
+    slices: Vec<Filed>,
 }
 
-/// One reason why an address has a name. Ordered so that a cluster IP comes before endpoints.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Claim {
-    ClusterIp(ObjectName),
-    Endpoint { service: ObjectName, slice: Name, hostname: Option<Name>, ready: bool },
+/// A slice, shared by its Service and its addresses; ordered by its name, which only one has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Filed(Arc<Slice>);
+
+impl Ord for Filed {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.name.cmp(&other.0.name)
+    }
+}
+
+impl PartialOrd for Filed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl View {
@@ -55,7 +71,7 @@ impl View {
     pub fn apply_service(&mut self, service: Service) {
         self.delete_service(&service.name);
         for ip in &service.cluster_ips {
-            self.claim(*ip, Claim::ClusterIp(service.name.clone()));
+            self.cluster_ips.add(*ip, service.name.clone());
         }
         let name = service.name.clone();
         self.entry(&name).service = Some(service);
@@ -65,30 +81,32 @@ impl View {
     pub fn delete_service(&mut self, name: &ObjectName) {
         let Some(service) = self.entry(name).service.take() else { return self.drop_empty(name) };
         for ip in &service.cluster_ips {
-            self.disclaim(*ip, &Claim::ClusterIp(service.name.clone()));
+            self.cluster_ips.remove(*ip, &service.name);
         }
         self.drop_empty(name);
     }
 
     /// Adds an EndpointSlice or replaces the one of the same name, also when it moved to another Service.
-    pub fn apply_slice(&mut self, slice: EndpointSlice) {
+    pub fn apply_slice(&mut self, slice: impl Into<Slice>) {
+        let slice = slice.into();
         self.delete_slice(&slice.name);
-        let service = slice.service_name();
-        for endpoint in &slice.endpoints {
-            self.claim(endpoint.address, endpoint_claim(&slice, endpoint));
+        let filed = Filed(Arc::new(slice));
+        for address in filed.0.addresses() {
+            self.endpoints.add(address, filed.clone());
         }
-        self.slice_service.insert(slice.name.clone(), slice.service.clone());
-        self.entry(&service).slices.insert(slice.name.name.clone(), slice);
+        let slices = &mut self.entry(&filed.0.service_name()).slices;
+        let place = slices.partition_point(|other| *other < filed);
+        slices.insert(place, filed.clone());
+        self.slices.insert(filed.0.name.clone(), filed);
     }
 
     /// Forgets an EndpointSlice.
     pub fn delete_slice(&mut self, name: &ObjectName) {
-        let Some(service) = self.slice_service.remove(name) else { return };
-        let service = ObjectName { namespace: name.namespace.clone(), name: service };
-        if let Some(slice) = self.entry(&service).slices.remove(&name.name) {
-            for endpoint in &slice.endpoints {
-                self.disclaim(endpoint.address, &endpoint_claim(&slice, endpoint));
-            }
+        let Some(filed) = self.slices.remove(name) else { return };
+        let service = filed.0.service_name();
+        self.entry(&service).slices.retain(|other| other.0.name != *name);
+        for address in filed.0.addresses() {
+            self.endpoints.remove(address, &filed);
         }
         self.drop_empty(&service);
     }
@@ -103,11 +121,11 @@ impl View {
         self.existing_namespaces.remove(name);
     }
 
-    /// Adds a Pod with its addresses, or replaces the one of the same name. Only `pods verified` reads them.
+    /// Adds a Pod with its addresses, or replaces the one of the same name. Only `pods verified` and `autopath` read them.
     pub fn apply_pod(&mut self, name: ObjectName, addresses: Vec<IpAddr>) {
         self.delete_pod(&name);
         for address in &addresses {
-            self.pod_addresses.entry(*address).or_default().insert(name.clone());
+            self.pod_addresses.add(*address, name.clone());
         }
         self.pods.insert(name, addresses);
     }
@@ -115,12 +133,7 @@ impl View {
     /// Forgets a Pod.
     pub fn delete_pod(&mut self, name: &ObjectName) {
         for address in self.pods.remove(name).unwrap_or_default() {
-            if let Some(pods) = self.pod_addresses.get_mut(&address) {
-                pods.remove(name);
-                if pods.is_empty() {
-                    self.pod_addresses.remove(&address);
-                }
-            }
+            self.pod_addresses.remove(address, name);
         }
     }
 
@@ -133,12 +146,18 @@ impl View {
         services.into_iter().for_each(|service| self.apply_service(service));
     }
 
-    /// Replaces all EndpointSlices, as a complete list of them says.
-    pub fn replace_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
-        for name in self.slice_service.keys().cloned().collect::<Vec<_>>() {
-            self.delete_slice(&name);
+    /// Replaces all EndpointSlices, as a complete list of them says. What did not change is not touched: readers wait
+    /// meanwhile.
+    pub fn replace_slices<S: Into<Slice>>(&mut self, slices: impl IntoIterator<Item = S>) {
+        let mut gone: HashSet<ObjectName> = self.slices.keys().cloned().collect();
+        for slice in slices {
+            let slice = slice.into();
+            gone.remove(&slice.name);
+            if self.slices.get(&slice.name).is_none_or(|known| *known.0 != slice) {
+                self.apply_slice(slice);
+            }
         }
-        slices.into_iter().for_each(|slice| self.apply_slice(slice));
+        gone.iter().for_each(|name| self.delete_slice(name));
     }
 
     /// Replaces the set of Namespaces.
@@ -149,7 +168,7 @@ impl View {
     /// Replaces all Pods.
     pub fn replace_pods(&mut self, pods: impl IntoIterator<Item = (ObjectName, Vec<IpAddr>)>) {
         self.pods.clear();
-        self.pod_addresses.clear();
+        self.pod_addresses = Owners::default();
         pods.into_iter().for_each(|(name, addresses)| self.apply_pod(name, addresses));
     }
 
@@ -166,27 +185,5 @@ impl View {
         if namespace.is_empty() {
             self.namespaces.remove(&name.namespace);
         }
-    }
-
-    fn claim(&mut self, address: IpAddr, claim: Claim) {
-        self.addresses.entry(address).or_default().insert(claim);
-    }
-
-    fn disclaim(&mut self, address: IpAddr, claim: &Claim) {
-        if let Some(claims) = self.addresses.get_mut(&address) {
-            claims.remove(claim);
-            if claims.is_empty() {
-                self.addresses.remove(&address);
-            }
-        }
-    }
-}
-
-fn endpoint_claim(slice: &EndpointSlice, endpoint: &Endpoint) -> Claim {
-    Claim::Endpoint {
-        service: slice.service_name(),
-        slice: slice.name.name.clone(),
-        hostname: endpoint.hostname.clone(),
-        ready: endpoint.ready,
     }
 }
