@@ -21,6 +21,9 @@ pub struct Kernel {
 /// Transactions of more bytes are not watched: to write the notifications would take as long as the rest.
 const WATCHED: usize = 64 << 10;
 
+/// Keys that are looked up with one request: each is answered by a message of its own, which the socket's queue must hold.
+const LOOKUPS: usize = 256;
+
 impl Kernel {
     /// Opens the netlink socket.
     ///
@@ -100,17 +103,21 @@ impl Nftables for Kernel {
         Ok(())
     }
 
-    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>> {
-        let what = format_args!("get an element of {set} in nftables table {table}");
+    fn elements_at(&mut self, table: &Table, set: &str, keys: &[Value]) -> Result<Option<Vec<Element>>> {
+        let what = format_args!("get elements of {set} in nftables table {table}");
         let request = uapi::SUBSYSTEM << 8 | uapi::msg::GET_ELEM;
-        match self.socket.request(request, 0, &lookup(table, set, key), what) {
-            Ok(messages) => {
-                Ok(messages.iter().flat_map(|message| decode::elements(message.payload).collect::<Vec<_>>()).next())
+        let mut found = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(LOOKUPS) {
+            match self.socket.request(request, 0, &lookup(table, set, keys), what) {
+                Ok(messages) => found.extend(messages.iter().flat_map(|message| decode::elements(message.payload))),
+                // The kernel has one error for a missing element, set and table.
+                Err(error) if error.is_not_found() && self.sets(table)?.iter().any(|info| &*info.name == set) => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
-            // The kernel has one error for a missing element, set and table.
-            Err(error) if error.is_not_found() && self.sets(table)?.iter().any(|info| &*info.name == set) => Ok(None),
-            Err(error) => Err(error),
         }
+        Ok(Some(found))
     }
 
     fn changed_by_others(&mut self, tables: &[Table]) -> Result<bool> {
