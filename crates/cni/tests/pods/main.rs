@@ -8,6 +8,7 @@ mod meta;
 mod portmap;
 mod protocol;
 mod ptp;
+mod routes;
 mod sriov;
 mod static_ipam;
 mod support;
