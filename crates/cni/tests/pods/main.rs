@@ -5,6 +5,7 @@ mod bridge;
 mod callers;
 mod host_device;
 mod meta;
+mod no_nftables;
 mod portmap;
 mod protocol;
 mod ptp;

@@ -4,7 +4,7 @@ use super::{
     Batch, Chain, Element, Nftables, RuleInfo, SetInfo, Table, TableInfo, Value, decode,
     encode::{Encoded, encode, lookup},
     uapi,
-    watch::Watch,
+    watch::{Watch, generation},
 };
 use crate::{
     Error, Result,
@@ -25,12 +25,32 @@ const WATCHED: usize = 64 << 10;
 const LOOKUPS: usize = 256;
 
 impl Kernel {
-    /// Opens the netlink socket.
+    /// Opens the netlink socket, and has nf_tables answer.
     ///
     /// # Errors
-    /// When the kernel has no nf_tables or the caller may not open netlink sockets.
+    /// When the kernel has no nf_tables ([`Error::is_unsupported`]), or the caller may not change it.
     pub fn open() -> Result<Self> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, watch: None })
+        // Connection tracking has the protocol, too: that there is a socket does not say that there is nf_tables.
+        let opened = Socket::open(Protocol::Netfilter)
+            .and_then(|mut socket| generation(&mut socket).map(|_| Self { socket, watch: None }));
+        opened.map_err(|error| match error.errno() {
+            // No netfilter netlink (socket(2)); no such subsystem of it (nfnetlink_rcv_msg).
+            Some(libc::EPROTONOSUPPORT | libc::EINVAL) => {
+                Error::refused("use nftables, since the kernel has no nf_tables", libc::EOPNOTSUPP)
+            }
+            _ => error,
+        })
+    }
+
+    /// As [`Kernel::open`]; `None` when the kernel has no nf_tables, and so nothing in it.
+    ///
+    /// # Errors
+    /// All others.
+    pub fn open_if_there() -> Result<Option<Self>> {
+        match Self::open() {
+            Err(error) if error.is_unsupported() => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 
     fn dump(&mut self, kind: u16, table: Option<&Table>, names: &[(u16, &str)], what: &str) -> Result<Messages> {
