@@ -36,9 +36,13 @@ impl Plugin for Firewall {
         check_fields(call)?;
         let alone = || Error::Config("firewall needs \"prevResult\": it is chained after another plugin".to_owned());
         let previous = call.previous.clone().ok_or_else(alone)?;
-        let mut kernel = Kernel::open()?;
-        all(addresses(&previous).map(|address| accept(&mut kernel, address, &owner::of(call))))?;
-        Ok(previous)
+        let (mut kernel, owner) = (Kernel::open()?, owner::of(call));
+        let added = addresses(&previous).try_for_each(|address| accept(&mut kernel, address, &owner));
+        if added.is_err() {
+            // What matters to the caller is why ADD failed.
+            _ = release_all(&mut kernel, &|other| other == owner);
+        }
+        added.map(|()| previous)
     }
 
     fn del(&self, call: &Call) -> Result<()> {
