@@ -7,7 +7,7 @@ mod common;
 
 use std::{
     io::{IoSlice, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -317,19 +317,20 @@ fn the_table_changes_under_traffic() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
-                let more = (0..50).map(|n| ([172, 30, n, 0].into(), n));
-                let more = more.map(|(net, n): (Ipv4Addr, u8)| {
-                    (ipnet::IpNet::new(net.into(), 24).unwrap(), SocketAddr::from(([172, 25, 2, n], 8285)))
-                });
-                pair.forwarders[0].set_table(pair.overlays[0].forwards().chain(more).collect());
-                pair.forwarders[0].set_table(pair.overlays[0].forwards().collect());
+                let more = |to: fn(u8) -> Option<SocketAddr>| {
+                    let net = |n| ipnet::IpNet::new([172, 30, n, 0].into(), 24).unwrap();
+                    (0..50).map(|n| (net(n), to(n))).collect::<Vec<_>>()
+                };
+                pair.forwarders[0].change_table(&more(|n| Some(SocketAddr::from(([172, 25, 2, n], 8285)))));
+                pair.forwarders[0].change_table(&more(|_| None));
             }
         });
         let printed = pair.pod(0).run(&format!("ping -c 300 -i 0.002 -W 5 -q {far}"));
         stop.store(true, Relaxed);
         assert!(printed.contains(" 0% packet loss"), "{printed}");
     });
-    pair.forwarders[0].set_table(Table::default());
+    let gone: Vec<_> = pair.overlays[0].forwards().map(|(range, _)| (range, None)).collect();
+    pair.forwarders[0].change_table(&gone);
     let unreachable = pair.pod(0).inside(|| TcpStream::connect_timeout(&(far, 9).into(), PATIENCE)).unwrap_err();
     assert_eq!(unreachable.raw_os_error(), Some(libc::ENETUNREACH));
 }

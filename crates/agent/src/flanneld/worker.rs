@@ -316,16 +316,16 @@ impl Worker {
             self.astray = !attempt("following the uplink", followed);
             settled &= !self.astray;
         }
-        let mut forwards = false;
+        let mut forwards = Vec::new();
         for stack in &mut self.stacks {
             let outcome = stack.apply(&mut self.kernel);
             settled &= outcome.is_some() && stack.overlay.is_settled();
             if let Some(outcome) = outcome {
-                forwards |= !outcome.forwards.is_empty();
+                forwards.extend(outcome.forwards);
                 self.user_space.run(outcome.commands);
             }
         }
-        settled &= attempt("carrying packets", self.user_space.forward(&self.stacks, forwards));
+        settled &= attempt("carrying packets", self.user_space.forward(&self.stacks, &forwards));
         if self.look || !self.ruled {
             settled &= self.look_after_rules();
         }
