@@ -54,6 +54,8 @@ pub struct Overlay {
     adopting: BTreeSet<Name>,
     /// The tunnels of the backend before stay, though nobody asks for them.
     holding: bool,
+    /// Devices, not there when the kernel was read, that entries wait for.
+    missing: HashSet<Name>,
     /// What others removed or changed and that is not yet put right.
     damaged: HashSet<Key>,
     state: Knowledge,
@@ -138,6 +140,7 @@ impl Overlay {
             unresolved: BTreeSet::new(),
             adopting: BTreeSet::new(),
             holding: false,
+            missing: HashSet::new(),
             damaged: HashSet::new(),
             state: Knowledge::None,
             backend,
