@@ -175,6 +175,14 @@ impl Overlay {
         self.mtu() + self.backend.overhead(&self.site.uplink)
     }
 
+    /// Whether [`Overlay::switch`] can go over to this backend.
+    ///
+    /// # Errors
+    /// It cannot work on this node.
+    pub fn check(&self, backend: &dyn Backend) -> Result<(), Error> {
+        backend.check(&self.site)
+    }
+
     /// Goes over to another backend. What leads to each peer is replaced, not removed and made again, and the tunnels of
     /// the backend before stay until [`Overlay::release`], so that peers can still send by them. Returns what is wrong
     /// with the peers that it cannot use.
@@ -182,7 +190,7 @@ impl Overlay {
     /// # Errors
     /// It cannot work on this node; all is as before.
     pub fn switch(&mut self, backend: Box<dyn Backend>) -> Result<Vec<Error>, Error> {
-        backend.check(&self.site)?;
+        self.check(backend.as_ref())?;
         self.backend = backend;
         self.hold();
         Ok(self.plan_all())
