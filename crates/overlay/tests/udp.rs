@@ -233,8 +233,8 @@ fn datagrams_fragments_and_the_largest_packets_pass() {
     let [first, second] = pair.nodes() else { panic!("two nodes") };
     pair.nodes().iter().for_each(|node| _ = node.pod.run("ip link set eth0 mtu 1500"));
     let far = second.pod_address();
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {} {far}", 1472 - 28));
-    first.pod.run(&format!("ping -c 1 -W 5 -s 8000 {far}"));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {} {far}", 1472 - 28));
+    first.pod.run(&format!("ping -c 1 -W 30 -s 8000 {far}"));
     let refused = first.pod.inside(|| {
         std::process::Command::new("ping")
             .args(["-c", "1", "-W", "5", "-M", "do", "-s", "1450", &far.to_string()])
@@ -273,12 +273,12 @@ fn senders_are_told_about_packets_that_go_no_further() {
         let output = pair.pod(0).inside(|| std::process::Command::new("ping").args(arguments).output()).unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let printed = ping("-c 1 -W 5", "10.244.77.1");
+    let printed = ping("-c 1 -W 30", "10.244.77.1");
     assert!(printed.contains("From 10.244.0.1 icmp_seq=1 Destination Net Unreachable"), "{printed}");
     let far = pair.nodes()[1].pod_address().to_string();
-    let printed = ping("-c 1 -W 5 -t 2", &far);
+    let printed = ping("-c 1 -W 30 -t 2", &far);
     assert!(printed.contains("From 10.244.0.1 icmp_seq=1 Time to live exceeded"), "{printed}");
-    let printed = ping("-c 1 -W 5 -t 3", &far);
+    let printed = ping("-c 1 -W 30 -t 3", &far);
     assert!(printed.contains("From 10.244.1.0 icmp_seq=1 Time to live exceeded"), "{printed}");
     assert_eq!((pair.counters(0).dropped_no_node, pair.counters(0).dropped_expired), (1, 1));
 
@@ -325,7 +325,7 @@ fn the_table_changes_under_traffic() {
                 pair.forwarders[0].change_table(&more(|_| None));
             }
         });
-        let printed = pair.pod(0).run(&format!("ping -c 300 -i 0.002 -W 5 -q {far}"));
+        let printed = pair.pod(0).run(&format!("ping -c 300 -i 0.002 -W 30 -q {far}"));
         stop.store(true, Relaxed);
         assert!(printed.contains(" 0% packet loss"), "{printed}");
     });

@@ -21,7 +21,7 @@ fn a_device_moves_into_the_container_and_back() {
         assert_eq!(result.interfaces[0].name, "eth0");
         assert_eq!(result.interfaces[0].mac, eth0.mac.map(|mac| mac.to_string()));
         assert_eq!(host.link("uplink").unwrap(), None);
-        outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.10");
+        outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.10");
         node.runtime.check(&network, &pod.attachment).unwrap();
         node.runtime.status(&network).unwrap();
         let error = node.runtime.add(&network, &Pod::new("pod-b").attachment).unwrap_err();
