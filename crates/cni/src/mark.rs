@@ -21,8 +21,11 @@ fn mark(network: &str, container_id: &str, ifname: &str) -> String {
     mark
 }
 
+/// What every mark begins with.
+pub const LABEL: &str = "podwire-cni:";
+
 fn prefix(network: &str) -> String {
-    format!("podwire-cni:{network}/")
+    format!("{LABEL}{network}/")
 }
 
 /// Deletes the link called `name` if it has this attachment's mark.

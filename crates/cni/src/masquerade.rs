@@ -44,7 +44,8 @@ pub fn add(call: &Call, ips: &[IpConfig]) -> Result<()> {
 
 /// (DEL) Takes out what this attachment has.
 pub fn remove(call: &Call) -> Result<()> {
-    let (mut kernel, owner) = (Kernel::open()?, owner::of(call));
+    let Some(mut kernel) = Kernel::open_if_there()? else { return Ok(()) };
+    let owner = owner::of(call);
     match &call.previous {
         Some(previous) => take(&mut kernel, &owner, &previous.ips),
         // Runtimes that were restarted may not know the addresses.
@@ -55,7 +56,7 @@ pub fn remove(call: &Call) -> Result<()> {
 /// (GC) Takes out what is of this network and of no valid attachment.
 pub fn remove_stale(call: &Call) -> Result<()> {
     let stale = owner::stale(call)?;
-    take_all(&mut Kernel::open()?, &stale)
+    Kernel::open_if_there()?.map_or(Ok(()), |mut kernel| take_all(&mut kernel, &stale))
 }
 
 /// (CHECK) Whether the addresses are masqueraded for.

@@ -59,9 +59,33 @@ pub fn configure(
     }
     pod.change_link(eth.index, &[LinkChange::Up(true)])?;
     for route in &result.routes {
-        pod.add_route(&entry(route, result, eth.index)?).or_exists()?;
+        add_route(pod, &eth, &entry(route, result, eth.index)?)?;
     }
     Ok(Link { up: true, ..eth })
+}
+
+/// Adds a route by `link`. One that is there is as good, if it is by the same device: the kernel makes some by itself, and
+/// two ranges may ask for the same.
+///
+/// # Errors
+/// [`Error::Exists`] when another device has it: packets would not leave by `link`, whatever the result says.
+pub fn add_route(route: &mut RouteSocket, link: &Link, wanted: &RouteEntry) -> Result<()> {
+    match route.add_route(wanted) {
+        Err(error) if error.already_exists() => {}
+        added => return Ok(added?),
+    }
+    let mut rivals = route.routes(&RouteFilter { table: Some(wanted.table), ..RouteFilter::ALL })?;
+    // IPv6 has no metric 0.
+    let metric = if wanted.metric == 0 && wanted.destination.addr().is_ipv6() { 1024 } else { wanted.metric };
+    rivals.retain(|rival| rival.destination == wanted.destination && rival.metric == metric);
+    if rivals.iter().any(|rival| rival.device == Some(link.index)) {
+        return Ok(());
+    }
+    let device = rivals.first().and_then(|rival| rival.device);
+    let other = device.map(|index| route.link_by_index(index)).transpose()?.flatten();
+    let other = other.map_or_else(|| "another device".to_owned(), |other| other.name);
+    let (to, by) = (wanted.destination, &link.name);
+    Err(Error::Exists(format!("cannot add the route to {to} by {by}: there is one by {other}")))
 }
 
 /// Lets the container's interface tell its neighbours when it comes up: whoever knew its addresses' last holder learns of

@@ -257,7 +257,7 @@ fn an_unusable_peer_is_left_out_and_named() {
         }
         let mut kernel = case.namespace();
         settle(&mut overlay, &mut kernel);
-        assert_eq!(case.held(&mut kernel), case.plan([&good]));
+        assert_eq!((case.held(&mut kernel), overlay.peer_count()), (case.plan([&good]), 1));
     }
 }
 
@@ -321,10 +321,11 @@ proptest! {
             }
             settle(&mut overlay, &mut kernel);
             prop_assert_eq!(&case.held(&mut kernel), &plan);
+            prop_assert_eq!(overlay.peer_count(), leases.len());
             // Emptied, then backwards and squashed.
             overlay.set_peers([]);
             settle(&mut overlay, &mut kernel);
-            prop_assert_eq!(case.held(&mut kernel), case.plan([]));
+            prop_assert_eq!((case.held(&mut kernel), overlay.peer_count()), (case.plan([]), 0));
             replay(&mut overlay, &case, finals.iter().rev());
             settle(&mut overlay, &mut kernel);
             prop_assert_eq!(&case.held(&mut kernel), &plan);

@@ -44,6 +44,8 @@ pub struct Overlay {
     backend: Box<dyn Backend>,
     site: Site,
     peers: HashMap<Name, Member>,
+    /// How many of them are part of the plan.
+    planned: usize,
     claims: Claims,
     devices: Devices,
     /// Peers whose path must be looked up before they can be planned.
@@ -52,6 +54,8 @@ pub struct Overlay {
     adopting: BTreeSet<Name>,
     /// The tunnels of the backend before stay, though nobody asks for them.
     holding: bool,
+    /// Devices, not there when the kernel was read, that entries wait for.
+    missing: HashSet<Name>,
     /// What others removed or changed and that is not yet put right.
     damaged: HashSet<Key>,
     state: Knowledge,
@@ -63,6 +67,12 @@ struct Member {
     lease: Lease,
     path: Option<Path>,
     standing: Standing,
+}
+
+impl Member {
+    const fn is_planned(&self) -> bool {
+        matches!(self.standing, Standing::Planned)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,11 +134,13 @@ impl Overlay {
         backend.check(&site)?;
         let mut overlay = Self {
             peers: HashMap::new(),
+            planned: 0,
             claims: Claims::default(),
             devices: Devices::default(),
             unresolved: BTreeSet::new(),
             adopting: BTreeSet::new(),
             holding: false,
+            missing: HashSet::new(),
             damaged: HashSet::new(),
             state: Knowledge::None,
             backend,
@@ -163,6 +175,14 @@ impl Overlay {
         self.mtu() + self.backend.overhead(&self.site.uplink)
     }
 
+    /// Whether [`Overlay::switch`] can go over to this backend.
+    ///
+    /// # Errors
+    /// It cannot work on this node.
+    pub fn check(&self, backend: &dyn Backend) -> Result<(), Error> {
+        backend.check(&self.site)
+    }
+
     /// Goes over to another backend. What leads to each peer is replaced, not removed and made again, and the tunnels of
     /// the backend before stay until [`Overlay::release`], so that peers can still send by them. Returns what is wrong
     /// with the peers that it cannot use.
@@ -170,7 +190,7 @@ impl Overlay {
     /// # Errors
     /// It cannot work on this node; all is as before.
     pub fn switch(&mut self, backend: Box<dyn Backend>) -> Result<Vec<Error>, Error> {
-        backend.check(&self.site)?;
+        self.check(backend.as_ref())?;
         self.backend = backend;
         self.hold();
         Ok(self.plan_all())
@@ -233,13 +253,15 @@ impl Overlay {
             }
         }
         let member = Member { lease: lease.clone(), path: None, standing: Standing::Waiting };
-        self.peers.insert(lease.node.clone(), member);
+        let before = self.peers.insert(lease.node.clone(), member);
+        self.planned -= before.map_or(0, |peer| usize::from(peer.is_planned()));
         self.plan_peer(&lease.node)
     }
 
     /// Drops a peer.
     pub fn remove_peer(&mut self, node: &Name) {
-        if self.peers.remove(node).is_some() {
+        if let Some(peer) = self.peers.remove(node) {
+            self.planned -= usize::from(peer.is_planned());
             self.unresolved.remove(node);
             self.adopting.remove(node);
             self.claims.replace(node, Vec::new());
@@ -247,8 +269,8 @@ impl Overlay {
     }
 
     /// Number of peers that are part of the plan.
-    pub fn peer_count(&self) -> usize {
-        self.peers.values().filter(|peer| peer.standing == Standing::Planned).count()
+    pub const fn peer_count(&self) -> usize {
+        self.planned
     }
 
     /// Whether all is as it should be, as far as is known.
@@ -305,33 +327,40 @@ impl Overlay {
     fn plan_peer(&mut self, name: &Name) -> Result<(), Error> {
         self.unresolved.remove(name);
         self.adopting.remove(name);
-        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let Some(peer) = self.peers.get(name) else { return Ok(()) };
         let checked = plan::check(self.backend.as_ref(), &self.site, &peer.lease);
         if checked.is_ok() && self.backend.needs_path() {
-            peer.standing = Standing::Waiting;
+            self.stand(name, Standing::Waiting);
             self.unresolved.insert(name.clone());
             return Ok(());
         }
         self.settle_peer(name, checked)
     }
 
+    fn stand(&mut self, name: &Name, standing: Standing) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let was_planned = usize::from(peer.is_planned());
+        peer.standing = standing;
+        self.planned = self.planned + usize::from(peer.is_planned()) - was_planned;
+    }
+
     /// Takes over what the backend says of a peer whose path is known, or need not be.
     fn settle_peer(&mut self, name: &Name, checked: Result<(), Error>) -> Result<(), Error> {
-        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let Some(peer) = self.peers.get(name) else { return Ok(()) };
         let seen = Peer { lease: &peer.lease, path: peer.path.as_ref() };
         match checked.and_then(|()| self.backend.peer(&self.site, seen)) {
             Ok(entries) => {
-                peer.standing = Standing::Planned;
+                self.stand(name, Standing::Planned);
                 self.claims.replace(name, entries);
                 Ok(())
             }
             Err(error @ Error::OtherBackend { .. }) => {
-                peer.standing = Standing::Kept;
+                self.stand(name, Standing::Kept);
                 self.adopting.insert(name.clone());
                 Err(error)
             }
             Err(error) => {
-                peer.standing = Standing::Refused;
+                self.stand(name, Standing::Refused);
                 self.claims.replace(name, Vec::new());
                 Err(error)
             }

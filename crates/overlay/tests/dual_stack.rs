@@ -69,7 +69,7 @@ fn pods_talk_in_both_families_and_each_goes_its_own_way() {
             talk(first, second, family);
             talk(second, first, family);
             let packet = cluster.underlay.captured("br2", filter, || {
-                first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address_in(family)));
+                first.pod.run(&format!("ping -c 1 -W 30 {}", second.pod_address_in(family)));
             });
             assert!(!packet.is_empty(), "{} {family:?}", row.backend);
         }

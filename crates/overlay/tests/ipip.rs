@@ -47,14 +47,14 @@ fn packets_between_nodes_are_ip_in_ip_and_large_ones_pass_whole() {
     cluster.join_with(NET_CONF);
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
     let packet = cluster.underlay.captured("br2", "ip proto 4", || {
-        first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address()));
+        first.pod.run(&format!("ping -c 1 -W 30 {}", second.pod_address()));
     });
     assert!(packet.contains("172.25.2.1 > 172.25.2.2: "), "{packet}");
     assert!(packet.contains("10.244.0.2 > 10.244.1.2: ICMP echo request"), "{packet}");
     for node in &cluster.nodes {
         node.pod.run("ip link set eth0 mtu 1480");
     }
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {} {}", 1480 - 28, second.pod_address()));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {} {}", 1480 - 28, second.pod_address()));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn peers_on_the_link_are_routed_directly_if_asked_for() {
         let routes = first.net.run("ip route show 10.244.1.0/24");
         assert_eq!(routes.trim(), format!("10.244.1.0/24 via 172.25.2.2 {route}"));
         let packet = cluster.underlay.captured("br2", filter, || {
-            first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address()));
+            first.pod.run(&format!("ping -c 1 -W 30 {}", second.pod_address()));
         });
         assert!(packet.contains(expected), "{packet}");
     }

@@ -54,12 +54,12 @@ fn both_families_have_a_device_and_their_pods_talk() {
     let fdb = first.net.run("bridge fdb show dev flannel-v6.1");
     assert!(fdb.contains("dst fd00:25::2 self permanent"), "{fdb}");
     let packet = cluster.underlay.captured("br2", "udp port 8472", || {
-        first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address_in(Family::V6)));
+        first.pod.run(&format!("ping -c 1 -W 30 {}", second.pod_address_in(Family::V6)));
     });
     assert!(packet.contains("fd00:25::2.8472") && packet.contains("fd00:10:244::2 > fd00:10:244:1::2"), "{packet}");
     // The largest packet of a pod passes whole.
     first.pod.run("ip link set eth0 mtu 1430");
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {} {}", 1430 - 48, second.pod_address_in(Family::V6)));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {} {}", 1430 - 48, second.pod_address_in(Family::V6)));
     for family in [Family::V4, Family::V6] {
         let seen = first.pod.source_seen_by(&second.pod, second.pod_address_in(family));
         assert_eq!(seen, first.pod_address_in(family));
@@ -89,7 +89,7 @@ fn routers_of_ipv6_are_the_nodes_themselves() {
     assert!(routes.contains("fd00:10:244:1::/64 via fd00:25::2 dev eth0"), "{routes}");
     assert!(routes.contains("fd00:10:244:2::/64 via fd00:10:244:2:: dev flannel-v6.1"), "{routes}");
     let packet = cluster.underlay.captured("br2", "icmp6 and ip6[40] == 128 or udp port 8472", || {
-        first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address_in(Family::V6)));
+        first.pod.run(&format!("ping -c 1 -W 30 {}", second.pod_address_in(Family::V6)));
     });
     assert!(packet.contains("fd00:10:244::2 > fd00:10:244:1::2") && !packet.contains("8472"), "{packet}");
     for to in [second, third] {

@@ -19,7 +19,7 @@ fn has(node: &Node, look: &str, line: &str) -> bool {
 /// The first packet of a ping from one pod to another, as it passes on the network that the first one's node is on.
 fn ping(cluster: &Cluster, from: &Node, to: &Node, filter: &str) -> String {
     cluster.underlay.captured(&format!("br{}", from.on), filter, || {
-        from.pod.run(&format!("ping -c 1 -W 5 {}", to.pod_address()));
+        from.pod.run(&format!("ping -c 1 -W 30 {}", to.pod_address()));
     })
 }
 
@@ -38,7 +38,7 @@ fn with_host_gw_packets_pass_bare_and_whole() {
     for node in &cluster.nodes {
         node.pod.run("ip link set eth0 mtu 1500");
     }
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {} {}", 1500 - 28, second.pod_address()));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {} {}", 1500 - 28, second.pod_address()));
     assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
 }
 

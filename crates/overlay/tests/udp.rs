@@ -7,7 +7,7 @@ mod common;
 
 use std::{
     io::{IoSlice, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -233,8 +233,8 @@ fn datagrams_fragments_and_the_largest_packets_pass() {
     let [first, second] = pair.nodes() else { panic!("two nodes") };
     pair.nodes().iter().for_each(|node| _ = node.pod.run("ip link set eth0 mtu 1500"));
     let far = second.pod_address();
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {} {far}", 1472 - 28));
-    first.pod.run(&format!("ping -c 1 -W 5 -s 8000 {far}"));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {} {far}", 1472 - 28));
+    first.pod.run(&format!("ping -c 1 -W 30 -s 8000 {far}"));
     let refused = first.pod.inside(|| {
         std::process::Command::new("ping")
             .args(["-c", "1", "-W", "5", "-M", "do", "-s", "1450", &far.to_string()])
@@ -273,12 +273,12 @@ fn senders_are_told_about_packets_that_go_no_further() {
         let output = pair.pod(0).inside(|| std::process::Command::new("ping").args(arguments).output()).unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let printed = ping("-c 1 -W 5", "10.244.77.1");
+    let printed = ping("-c 1 -W 30", "10.244.77.1");
     assert!(printed.contains("From 10.244.0.1 icmp_seq=1 Destination Net Unreachable"), "{printed}");
     let far = pair.nodes()[1].pod_address().to_string();
-    let printed = ping("-c 1 -W 5 -t 2", &far);
+    let printed = ping("-c 1 -W 30 -t 2", &far);
     assert!(printed.contains("From 10.244.0.1 icmp_seq=1 Time to live exceeded"), "{printed}");
-    let printed = ping("-c 1 -W 5 -t 3", &far);
+    let printed = ping("-c 1 -W 30 -t 3", &far);
     assert!(printed.contains("From 10.244.1.0 icmp_seq=1 Time to live exceeded"), "{printed}");
     assert_eq!((pair.counters(0).dropped_no_node, pair.counters(0).dropped_expired), (1, 1));
 
@@ -317,19 +317,20 @@ fn the_table_changes_under_traffic() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
-                let more = (0..50).map(|n| ([172, 30, n, 0].into(), n));
-                let more = more.map(|(net, n): (Ipv4Addr, u8)| {
-                    (ipnet::IpNet::new(net.into(), 24).unwrap(), SocketAddr::from(([172, 25, 2, n], 8285)))
-                });
-                pair.forwarders[0].set_table(pair.overlays[0].forwards().chain(more).collect());
-                pair.forwarders[0].set_table(pair.overlays[0].forwards().collect());
+                let more = |to: fn(u8) -> Option<SocketAddr>| {
+                    let net = |n| ipnet::IpNet::new([172, 30, n, 0].into(), 24).unwrap();
+                    (0..50).map(|n| (net(n), to(n))).collect::<Vec<_>>()
+                };
+                pair.forwarders[0].change_table(&more(|n| Some(SocketAddr::from(([172, 25, 2, n], 8285)))));
+                pair.forwarders[0].change_table(&more(|_| None));
             }
         });
-        let printed = pair.pod(0).run(&format!("ping -c 300 -i 0.002 -W 5 -q {far}"));
+        let printed = pair.pod(0).run(&format!("ping -c 300 -i 0.002 -W 30 -q {far}"));
         stop.store(true, Relaxed);
         assert!(printed.contains(" 0% packet loss"), "{printed}");
     });
-    pair.forwarders[0].set_table(Table::default());
+    let gone: Vec<_> = pair.overlays[0].forwards().map(|(range, _)| (range, None)).collect();
+    pair.forwarders[0].change_table(&gone);
     let unreachable = pair.pod(0).inside(|| TcpStream::connect_timeout(&(far, 9).into(), PATIENCE)).unwrap_err();
     assert_eq!(unreachable.raw_os_error(), Some(libc::ENETUNREACH));
 }

@@ -58,12 +58,12 @@ fn packets_between_nodes_are_vxlan_on_udp_8472() {
     cluster.join();
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
     let packet = cluster.underlay.captured("br2", "udp port 8472", || {
-        first.pod.run(&format!("ping -c 1 -W 5 {}", second.pod_address()));
+        first.pod.run(&format!("ping -c 1 -W 30 {}", second.pod_address()));
     });
     assert!(packet.contains("> 172.25.2.2.8472") || packet.contains("> 172.25.2.1.8472"), "{packet}");
     assert!(packet.contains("instance 1") && packet.contains("10.244.0.2 > 10.244.1.2: ICMP echo request"), "{packet}");
     // The largest packet of a pod passes whole.
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {} {}", 1450 - 28, second.pod_address()));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {} {}", 1450 - 28, second.pod_address()));
 }
 
 #[test]

@@ -66,13 +66,13 @@ fn packets_between_nodes_are_encrypted_and_large_ones_pass_whole() {
     cluster.join_with(NET_CONF);
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
     let packet = cluster.underlay.captured("br2", "udp port 51820 and length > 100 and length < 1400", || {
-        first.pod.run(&format!("ping -c 1 -W 5 -s 200 -p 706f6477697265 {}", second.pod_address()));
+        first.pod.run(&format!("ping -c 1 -W 30 -s 200 -p 706f6477697265 {}", second.pod_address()));
     });
     assert!(packet.contains("172.25.2.1.51820 > 172.25.2.2.51820"), "{packet}");
     assert!(!packet.contains("ICMP"), "{packet}");
     let largest = 1420 - 28;
     first.pod.run("ip link set eth0 mtu 1420");
-    first.pod.run(&format!("ping -c 1 -W 5 -M do -s {largest} {}", second.pod_address()));
+    first.pod.run(&format!("ping -c 1 -W 30 -M do -s {largest} {}", second.pod_address()));
 }
 
 /// Brings `node` up as `conf` says, among the peers of `cluster`; returns how many operations that took.

@@ -19,11 +19,36 @@ enum Trouble {
     Refused(String),
 }
 
+/// Peers' troubles, counted as they come and go: there may be thousands, and each change is told in metrics.
+#[derive(Debug, Default)]
+struct Troubles {
+    of: BTreeMap<Name, Trouble>,
+    /// How many are [`Trouble::Elsewhere`].
+    elsewhere: usize,
+}
+
+impl Troubles {
+    fn set(&mut self, node: &Name, trouble: Option<Trouble>) {
+        let is_elsewhere = |trouble: &Option<Trouble>| usize::from(matches!(trouble, Some(Trouble::Elsewhere(_))));
+        self.elsewhere += is_elsewhere(&trouble);
+        let before = match trouble {
+            Some(trouble) => self.of.insert(node.clone(), trouble),
+            None => self.of.remove(node),
+        };
+        self.elsewhere -= is_elsewhere(&before);
+    }
+
+    fn keep(&mut self, is_kept: impl Fn(&Name) -> bool) {
+        self.of.retain(|node, _| is_kept(node));
+        self.elsewhere = self.of.values().filter(|trouble| matches!(trouble, Trouble::Elsewhere(_))).count();
+    }
+}
+
 /// An [`Overlay`] with what is told about it.
 #[derive(Debug)]
 pub(super) struct Stack {
     pub(super) overlay: Overlay,
-    troubles: BTreeMap<Name, Trouble>,
+    troubles: Troubles,
     recorder: Recorder,
     metrics: Metrics,
 }
@@ -45,7 +70,7 @@ impl Stack {
     ) -> Result<Self, Error> {
         let mut overlay = Overlay::new(backend, site)?;
         overlay.hold();
-        Ok(Self { overlay, troubles: BTreeMap::new(), recorder, metrics })
+        Ok(Self { overlay, troubles: Troubles::default(), recorder, metrics })
     }
 
     pub(super) fn family(&self) -> Family {
@@ -134,7 +159,7 @@ impl Stack {
                 now.insert(node, error);
             }
         }
-        self.troubles.retain(|node, _| now.contains_key(node));
+        self.troubles.keep(|node| now.contains_key(node));
         for (node, error) in now {
             self.note(&node, Some(error));
         }
@@ -144,7 +169,7 @@ impl Stack {
     /// Tells of a peer's trouble, once.
     fn note(&mut self, node: &Name, error: Option<Error>) {
         let Some(error) = error else {
-            self.troubles.remove(node);
+            self.troubles.set(node, None);
             return;
         };
         let text = error.to_string();
@@ -152,7 +177,7 @@ impl Stack {
             Error::OtherBackend { .. } => Trouble::Elsewhere(text.clone()),
             _ => Trouble::Refused(text.clone()),
         };
-        if self.troubles.get(node) == Some(&trouble) {
+        if self.troubles.of.get(node) == Some(&trouble) {
             return;
         }
         match trouble {
@@ -162,16 +187,15 @@ impl Stack {
                 self.recorder.node("PeerLeftOut", text);
             }
         }
-        self.troubles.insert(node.clone(), trouble);
+        self.troubles.set(node, Some(trouble));
     }
 
     fn count(&self) {
         let family = [("family", label(self.family()))];
         let set = |gauge: &crate::metrics::Gauges, count| gauge.get_or_create(&family).set(metrics::count(count));
-        let elsewhere = self.troubles.values().filter(|trouble| matches!(trouble, Trouble::Elsewhere(_))).count();
         set(&self.metrics.peers, self.overlay.peer_count());
-        set(&self.metrics.trailing_peers, elsewhere);
-        set(&self.metrics.refused_peers, self.troubles.len() - elsewhere);
+        set(&self.metrics.trailing_peers, self.troubles.elsewhere);
+        set(&self.metrics.refused_peers, self.troubles.of.len() - self.troubles.elsewhere);
     }
 }
 

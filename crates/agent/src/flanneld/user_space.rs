@@ -1,8 +1,9 @@
 //! What of the overlay is not the kernel's: the forwarder of backend udp, and the commands of backend extension.
 
-use std::{process::Stdio, time::Duration};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail, ensure};
+use podwire_model::IpNet;
 use podwire_overlay::{
     backend::udp::forward::{Forwarder, Settings},
     plan::Command,
@@ -14,6 +15,9 @@ use super::stack::Stack;
 
 /// How long a command may take. Others wait for it.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where packets for a range go to; nowhere, when it is nobody's any more.
+type Line = (IpNet, Option<SocketAddr>);
 
 /// Runs what the overlay leaves to this program.
 pub(super) struct UserSpace {
@@ -37,11 +41,12 @@ impl UserSpace {
         }
     }
 
-    /// Starts, changes or ends the forwarder, as the overlay needs it. `news`: lines of its table are different.
+    /// Starts, changes or ends the forwarder, as the overlay needs it. `news`: lines of its table that are different, as in
+    /// [`podwire_overlay::Outcome::forwards`].
     ///
     /// # Errors
     /// It cannot work: another program listens on its port, or the device is not there.
-    pub(super) fn forward(&mut self, stacks: &[Stack], news: bool) -> anyhow::Result<()> {
+    pub(super) fn forward(&mut self, stacks: &[Stack], news: &[Line]) -> anyhow::Result<()> {
         let wanted = stacks.iter().find_map(|stack| Some((Settings::of(&stack.overlay)?, &stack.overlay)));
         match (wanted, &self.forwarder) {
             (None, None) => {}
@@ -49,10 +54,8 @@ impl UserSpace {
                 self.forwarder = None;
                 info!("the forwarder ended");
             }
-            (Some((wanted, overlay)), Some((settings, forwarder))) if wanted == *settings => {
-                if news {
-                    forwarder.set_table(overlay.forwards().collect());
-                }
+            (Some((wanted, _)), Some((settings, forwarder))) if wanted == *settings => {
+                forwarder.change_table(news);
             }
             (Some((wanted, overlay)), _) => {
                 // The one before may listen on the same port.

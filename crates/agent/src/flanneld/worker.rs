@@ -183,16 +183,16 @@ impl Worker {
         self.conf.check_change(&next)?;
         if !self.conf.same_backend(&next) {
             let (from, to) = (self.conf.backend()?, next.backend()?);
+            // Every family goes over, or none: that each can is known before the first does.
+            let backends = self.stacks.iter().map(|stack| {
+                let backend = next.backend()?;
+                stack.overlay.check(backend.as_ref())?;
+                anyhow::Ok(backend)
+            });
+            let backends: Vec<_> = backends.collect::<Result<_, _>>()?;
             let prepared = prepared(&next).await?;
-            for at in 0..self.stacks.len() {
-                let switched = self.stacks[at].switch(next.backend()?, prepared.clone());
-                if let Err(error) = switched {
-                    (self.holding, self.release) = (true, None);
-                    for stack in &mut self.stacks[..at] {
-                        stack.switch(self.conf.backend()?, self.prepared.clone())?;
-                    }
-                    return Err(error.into());
-                }
+            for (stack, backend) in self.stacks.iter_mut().zip(backends) {
+                stack.switch(backend, prepared.clone())?;
             }
             self.prepared = prepared;
             info!(from = from.name(), to = to.name(), "the configuration changed: going over to another backend");
@@ -248,6 +248,8 @@ impl Worker {
             let mut stack = Stack::new(self.conf.backend()?, site, out)?;
             stack.set_peers(self.nodes.leases(family));
             self.stacks.push(stack);
+            // It may come long after the other: what an earlier run left of this family is held as long.
+            (self.holding, self.release) = (true, None);
         }
         Ok(true)
     }
@@ -310,36 +312,37 @@ impl Worker {
 
     /// One attempt at everything that is left; true when nothing is. `complete`: every family has its overlay.
     async fn step(&mut self, complete: bool) -> anyhow::Result<bool> {
-        let mut settled = complete;
+        let mut settled = true;
         if self.astray {
             let followed = self.follow_uplink();
             self.astray = !attempt("following the uplink", followed);
             settled &= !self.astray;
         }
-        let mut forwards = false;
+        let mut forwards = Vec::new();
         for stack in &mut self.stacks {
             let outcome = stack.apply(&mut self.kernel);
             settled &= outcome.is_some() && stack.overlay.is_settled();
             if let Some(outcome) = outcome {
-                forwards |= !outcome.forwards.is_empty();
+                forwards.extend(outcome.forwards);
                 self.user_space.run(outcome.commands);
             }
         }
-        settled &= attempt("carrying packets", self.user_space.forward(&self.stacks, forwards));
+        settled &= attempt("carrying packets", self.user_space.forward(&self.stacks, &forwards));
         if self.look || !self.ruled {
             settled &= self.look_after_rules();
         }
         settled &= attempt("setting who makes checksums", self.survey.settle_checksums(&self.stacks));
-        let published = self.publish(settled).await;
+        let published = self.publish(settled, complete).await;
         settled &= published;
-        if settled && (self.look || !*self.ready.borrow()) {
+        if settled && complete && (self.look || !*self.ready.borrow()) {
             settled = attempt("telling the CNI plugin", self.announce());
         }
         self.look = false;
+        // A family that is still missing has nothing to hold.
         if settled && self.holding && self.release.is_none() {
             self.release = Some(Instant::now() + LINGER);
         }
-        Ok(settled)
+        Ok(settled && complete)
     }
 
     /// Runs what is to be run when the program ends, which it may as well not be: what is in the kernel works on.
@@ -382,13 +385,14 @@ impl Worker {
     }
 
     /// Publishes this node's leases and its condition where the Node object does not have them; true when it has.
-    async fn publish(&mut self, settled: bool) -> bool {
+    /// `settled`: the leases are true; `complete`: there is one of every family.
+    async fn publish(&mut self, settled: bool, complete: bool) -> bool {
         let Some(me) = &self.nodes.me else { return false };
         let leases: Vec<_> = self.stacks.iter().map(|stack| stack.overlay.lease()).collect();
         let annotations: BTreeMap<_, _> = leases.iter().flat_map(|lease| self.keys.write(lease)).collect();
         let known = &me.node.annotations;
         let published = annotations.iter().all(|(key, value)| known.get(key) == Some(value));
-        let available = settled && self.args.set_node_network_unavailable && !me.available;
+        let available = settled && complete && self.args.set_node_network_unavailable && !me.available;
         if published && !available {
             return true;
         }

@@ -147,3 +147,57 @@ fn pods_that_are_deleted_come_back_with_another_backend() {
     eprintln!("after a restart: {lost} of {sent} pings lost");
     assert!(sent > 50 && lost < 100, "{lost} of {sent} lost: a second is a hundred");
 }
+
+fn dual_stack(backend: &str) -> String {
+    format!(
+        r#"{{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56",
+            "Backend": {{"Type": "{backend}"}}}}"#
+    )
+}
+
+fn peers(node: &Node, family: &str) -> i64 {
+    metric(node, &format!("podwire_overlay_peers{{family=\"{family}\"}}"))
+}
+
+#[test]
+fn a_family_that_is_not_there_yet_does_not_hold_the_other() {
+    if !able() {
+        return;
+    }
+    // The nodes have no range of IPv6.
+    let world = World::new(Cluster::new(2), &dual_stack("vxlan"), pod_cidr);
+    let [first, second] = &world.cluster.nodes[..] else { panic!("two nodes") };
+    let _daemons = [world.start(0, &[]), world.start(1, &[])];
+    eventually("they know each other", || peers(first, "ipv4") == 1 && peers(second, "ipv4") == 1);
+    [first, second].into_iter().for_each(|node| world.write_conf(node, &dual_stack("host-gw")));
+    for (node, other) in [(first, second), (second, first)] {
+        eventually("it is told", || world.annotation(node, "backend-type") == "host-gw");
+        let direct = format!("via {} dev eth0", other.address());
+        eventually("nothing goes as before", || route(node, other).contains(&direct) && lacks(node, "flannel"));
+    }
+    assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
+}
+
+#[test]
+fn both_families_go_over_or_none() {
+    if !able() {
+        return;
+    }
+    let both = |node: &Node| [pod_cidr(node), vec![format!("fd00:10:244:{}::/64", node.n - 1)]].concat();
+    let world = World::new(Cluster::new(2), &dual_stack("vxlan"), both);
+    let [first, second] = &world.cluster.nodes[..] else { panic!("two nodes") };
+    // Nobody can have it as a router by an address that is not its own.
+    let _daemons = [world.start(0, &["--public-ipv6=2001:db8::7"]), world.start(1, &[])];
+    eventually("both are ready", || is_ready(first) && is_ready(second));
+    let known = |node| peers(node, "ipv4") == 1 && peers(node, "ipv6") == 1;
+    eventually("they know each other", || known(first) && known(second));
+    let state = || first.net.run("ip -o link") + &first.net.run("ip route") + &first.net.run("ip -6 route");
+    let before = state();
+    world.write_conf(first, &dual_stack("host-gw"));
+    eventually("it is refused", || metric(first, "podwire_overlay_config_errors_total") == 1);
+    eventually("an Event tells of it", || world.events("InvalidConfiguration").concat().contains("2001:db8::7"));
+    assert_eq!((state(), world.annotation(first, "backend-type").as_str()), (before, "vxlan"));
+    assert!(backend(first, "vxlan") && known(first) && is_ready(first));
+    assert_eq!(metric(first, "podwire_overlay_switches_total"), 0);
+    assert_eq!(first.pod.source_seen_by(&second.pod, second.pod_address()), first.pod_address());
+}

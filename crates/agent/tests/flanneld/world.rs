@@ -33,9 +33,9 @@ struct Cli {
     args: flanneld::Args,
 }
 
-/// Waits until `done`; fails after some seconds.
+/// Waits until `done`; fails after a minute, of which flanneld itself lets ten seconds pass before it lets go of a backend.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");

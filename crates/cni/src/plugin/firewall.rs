@@ -36,19 +36,23 @@ impl Plugin for Firewall {
         check_fields(call)?;
         let alone = || Error::Config("firewall needs \"prevResult\": it is chained after another plugin".to_owned());
         let previous = call.previous.clone().ok_or_else(alone)?;
-        let mut kernel = Kernel::open()?;
-        all(addresses(&previous).map(|address| accept(&mut kernel, address, &owner::of(call))))?;
-        Ok(previous)
+        let (mut kernel, owner) = (Kernel::open()?, owner::of(call));
+        let added = addresses(&previous).try_for_each(|address| accept(&mut kernel, address, &owner));
+        if added.is_err() {
+            // What matters to the caller is why ADD failed.
+            _ = release_all(&mut kernel, &|other| other == owner);
+        }
+        added.map(|()| previous)
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let (mut kernel, owner) = (Kernel::open()?, owner::of(call));
+        let Some(mut kernel) = Kernel::open_if_there()? else { return Ok(()) };
+        let owner = owner::of(call);
         match &call.previous {
             Some(previous) => all(addresses(previous).map(|address| {
                 elements(&mut kernel, Family::of(&address)).release_if_has(CONTAINERS, key(address), &owner)
             })),
-            None => all([Family::V4, Family::V6]
-                .map(|family| elements(&mut kernel, family).release_all(&|other| other == owner))),
+            None => release_all(&mut kernel, &|other| other == owner),
         }
     }
 
@@ -72,8 +76,8 @@ impl Plugin for Firewall {
 
     fn gc(&self, call: &Call) -> Result<()> {
         let stale = owner::stale(call)?;
-        let mut kernel = Kernel::open()?;
-        all([Family::V4, Family::V6].map(|family| elements(&mut kernel, family).release_all(&stale)))
+        let Some(mut kernel) = Kernel::open_if_there()? else { return Ok(()) };
+        release_all(&mut kernel, &stale)
     }
 
     fn status(&self, call: &Call) -> Result<()> {
@@ -120,6 +124,11 @@ fn accept(kernel: &mut Kernel, address: IpAddr, owner: &str) -> Result<()> {
         }
     }
     Err(Error::TryAgain(format!("the table {} is changing all the time", elements.table)))
+}
+
+/// Takes out, of both families, what belongs to owners of which `which` says so.
+fn release_all(kernel: &mut Kernel, which: &dyn Fn(&str) -> bool) -> Result<()> {
+    all([Family::V4, Family::V6].map(|family| elements(kernel, family).release_all(which)))
 }
 
 fn elements(nftables: &mut Kernel, family: Family) -> Elements<'_> {

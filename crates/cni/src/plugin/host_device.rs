@@ -13,7 +13,7 @@ use crate::{
     device::{is_in_user_space, move_in, move_out},
     error::all,
     ipam::Ipam,
-    pod,
+    mark, pod,
 };
 
 /// See `host_device/README.md`.
@@ -167,7 +167,7 @@ impl Add<'_> {
             let mut host = RouteSocket::open()?;
             let link = config.find(&mut host)?.ok_or_else(|| config.missing())?;
             // DEL reads there what to call it on the host.
-            host.change_link(link.index, &[LinkChange::Alias(&label(call, &link.name))])?;
+            host.change_link(link.index, &[LinkChange::Alias(&label(call, name_to_keep(call, &link)?))])?;
             move_in(call, &mut host, self.taken.insert(link), self.namespace)?;
         }
         let assigned = config.ipam.call(call, Verb::Add)?;
@@ -205,21 +205,56 @@ impl Add<'_> {
 /// name again.
 fn give_back(call: &Call) -> Result<()> {
     let mut host = RouteSocket::open()?;
+    let owner = owner(&call.network, &call.container_id, &call.ifname);
     if let Some(mut pod) = call.open_pod_if_there()?
         && let Some(link) = pod.link(&call.ifname)?
         && let Some(alias) = &link.alias
     {
-        // The reference plugin writes the name alone.
-        let ours = alias.strip_prefix(&owner(&call.network, &call.container_id, &call.ifname));
-        let name = ours.unwrap_or(alias);
-        move_out(&mut pod, &link, name)?;
-        if ours.is_none() {
-            let back = host.link(name)?.filter(|link| link.alias.as_deref() == Some(name));
+        if let Some(name) = alias.strip_prefix(&owner) {
+            move_out(&mut pod, &link, name)?;
+        } else if is_of_the_reference_plugin(call, &link, alias) {
+            move_out(&mut pod, &link, alias)?;
+            let back = host.link(alias)?.filter(|link| link.alias.as_ref() == Some(alias));
             back.map_or(Ok(()), |link| host.change_link(link.index, &[LinkChange::Alias("")]))?;
         }
     }
-    let owner = owner(&call.network, &call.container_id, &call.ifname);
     restore(&mut host, |label| label.starts_with(&owner))
+}
+
+/// Whether an alias is what the reference plugin writes: the name on the host alone. Anybody may have written such a word, so it
+/// counts only on the very device that the configuration asks for, as far as that can be told in the container.
+fn is_of_the_reference_plugin(call: &Call, link: &Link, alias: &str) -> bool {
+    const IFNAMSIZ: usize = 16;
+    let is_name = alias.len() < IFNAMSIZ && !alias.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    is_name
+        && call.config::<Config>().is_ok_and(|config| {
+            let same =
+                |asked: &str, is: Option<&str>| asked.is_empty() || is.is_none_or(|is| is.eq_ignore_ascii_case(asked));
+            let mac = link.mac.map(|mac| mac.to_string());
+            // Of several fields the first counts.
+            match (config.device.as_str(), config.hwaddr.as_str()) {
+                ("", "") => config.pci().is_ok_and(|pci| same(pci.unwrap_or_default(), link.parent.as_deref())),
+                ("", hwaddr) => same(hwaddr, mac.as_deref()),
+                (device, _) => same(device, Some(alias)),
+            }
+        })
+}
+
+/// (ADD) What a device is to be called again on the host.
+///
+/// # Errors
+/// [`Error::TryAgain`] when it is marked as another attachment's: a container that is gone had it, and its DEL, which needs the
+/// mark, is still to come; or it belongs to a container's interface.
+fn name_to_keep<'a>(call: &Call, link: &'a Link) -> Result<&'a str> {
+    let alias = link.alias.as_deref().unwrap_or_default();
+    if let Some(name) = alias.strip_prefix(&owner(&call.network, &call.container_id, &call.ifname)) {
+        return Ok(name);
+    }
+    if [LABEL, mark::LABEL].iter().any(|label| alias.starts_with(label)) {
+        let detail = "until DEL or GC of that attachment takes it away";
+        return Err(Error::TryAgain(format!("device {} is marked as another's ({alias:?}) {detail}", link.name)));
+    }
+    Ok(&link.name)
 }
 
 /// (GC) Gives the devices on the host their names again that containers had which are gone.

@@ -155,7 +155,7 @@ fn by_gateway_only(pod: &mut RouteSocket, eth: &Link, ip: &IpConfig) -> Result<(
     let to_gateway = RouteEntry::on_link(IpNet::from(gateway), eth.index);
     let via_gateway = RouteEntry::via(network, gateway, eth.index);
     for route in [to_gateway, via_gateway] {
-        pod.add_route(&RouteEntry { source: Some(address), ..route }).or_exists()?;
+        pod::add_route(pod, eth, &RouteEntry { source: Some(address), ..route })?;
     }
     Ok(())
 }
@@ -171,5 +171,5 @@ fn lead_to(host: &mut RouteSocket, veth: &Link, ip: &IpConfig, mac: Option<Mac>)
     if let Some(gateway) = ip.gateway {
         host.add_address(&Address::new(veth.index, IpNet::from(gateway))).or_exists()?;
     }
-    Ok(host.add_route(&RouteEntry::on_link(IpNet::from(address), veth.index)).or_exists()?)
+    pod::add_route(host, veth, &RouteEntry::on_link(IpNet::from(address), veth.index))
 }

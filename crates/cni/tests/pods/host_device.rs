@@ -21,7 +21,7 @@ fn a_device_moves_into_the_container_and_back() {
         assert_eq!(result.interfaces[0].name, "eth0");
         assert_eq!(result.interfaces[0].mac, eth0.mac.map(|mac| mac.to_string()));
         assert_eq!(host.link("uplink").unwrap(), None);
-        outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.10");
+        outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.10");
         node.runtime.check(&network, &pod.attachment).unwrap();
         node.runtime.status(&network).unwrap();
         let error = node.runtime.add(&network, &Pod::new("pod-b").attachment).unwrap_err();
@@ -98,5 +98,46 @@ fn a_failed_add_gives_the_device_back() {
         }
         let taken = node.network(json!({"type": "host-device", "device": "lo"}));
         assert_eq!(code(node.runtime.add(&taken, &pod.attachment)), 100);
+    });
+}
+
+#[test]
+fn only_marks_of_its_own_are_its_marks() {
+    on_a_node(|node| {
+        let _outside = cabled();
+        let network = node.network(json!({"type": "host-device", "device": "eth0"}));
+        let pod = Pod::new("pod-a");
+        // On the host: whoever needs the mark finds it as it was.
+        for others in ["podwire-device:net/pod-b/eth0 was uplink", "podwire-cni:net/pod-b/eth0"] {
+            let mark = |alias: &str| {
+                let mut host = RouteSocket::open().unwrap();
+                let index = host.link("eth0").unwrap().unwrap().index;
+                host.change_link(index, &[LinkChange::Alias(alias)]).unwrap();
+            };
+            mark(others);
+            let error = node.runtime.add(&network, &pod.attachment).unwrap_err();
+            assert!(error.code() == 11 && error.to_string().contains(others), "{error}");
+            let seen = run("ip link show eth0");
+            assert!(!pod.has_eth0() && seen.contains(",UP") && seen.contains(&format!("alias {others}")), "{seen}");
+            mark("");
+        }
+        // In the container: what somebody else has written there is no name, and DEL takes nothing.
+        node.runtime.add(&network, &pod.attachment).unwrap();
+        for others in ["spare", "rack 7", "podwire-device:net/pod-b/eth0 was eth0", "podwire-cni:net/pod-a/eth0"] {
+            let mut inside = RouteSocket::open_in(std::os::fd::AsFd::as_fd(&pod.namespace)).unwrap();
+            let index = inside.link("eth0").unwrap().unwrap().index;
+            inside.change_link(index, &[LinkChange::Alias(others)]).unwrap();
+            node.runtime.del(&network, &pod.attachment).unwrap();
+            assert!(pod.run("ip link show eth0").contains(&format!("alias {others}")));
+        }
+        // After an ADD that was cut off, its own mark says what the device was called.
+        pod.run("ip link set eth0 alias eth0");
+        node.runtime.del(&network, &pod.attachment).unwrap();
+        let mut host = RouteSocket::open().unwrap();
+        let eth0 = host.link("eth0").unwrap().unwrap();
+        host.change_link(eth0.index, &[LinkChange::Alias("podwire-device:net/pod-a/eth0 was uplink")]).unwrap();
+        node.runtime.add(&network, &pod.attachment).unwrap();
+        node.runtime.del(&network, &pod.attachment).unwrap();
+        assert_eq!(host.link("uplink").unwrap().map(|link| (link.index, link.alias)), Some((eth0.index, None)));
     });
 }

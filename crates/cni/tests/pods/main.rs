@@ -5,9 +5,11 @@ mod bridge;
 mod callers;
 mod host_device;
 mod meta;
+mod no_nftables;
 mod portmap;
 mod protocol;
 mod ptp;
+mod routes;
 mod sriov;
 mod static_ipam;
 mod support;
@@ -50,9 +52,9 @@ fn two_pods_of_a_node_reach_each_other() {
         assert!(run("bridge -d link").matches("hairpin on").count() == 2);
         assert_eq!(run("cat /proc/sys/net/ipv4/ip_forward").trim(), "1");
 
-        a.run("ping -c 1 -W 2 10.244.1.3");
-        b.run("ping -c 1 -W 2 10.244.1.2");
-        a.run("ping -c 1 -W 2 10.244.1.1");
+        a.run("ping -c 1 -W 20 10.244.1.3");
+        b.run("ping -c 1 -W 20 10.244.1.2");
+        a.run("ping -c 1 -W 20 10.244.1.1");
 
         node.runtime.check(&network, &a.attachment).unwrap();
         for _ in 0..2 {
@@ -61,7 +63,7 @@ fn two_pods_of_a_node_reach_each_other() {
         assert!(!a.has_eth0());
         assert_eq!((veths().len(), node.leases("cbr0")), (1, vec!["10.244.1.3".to_owned()]));
         assert!(!node.folder.join("flannel/pod-a").exists());
-        b.run("ping -c 1 -W 2 10.244.1.1");
+        b.run("ping -c 1 -W 20 10.244.1.1");
     });
 }
 
@@ -75,8 +77,8 @@ fn a_pod_has_both_families() {
         node.runtime.add(&network, &b.attachment).unwrap();
         let addresses: Vec<String> = result.ips.iter().map(|ip| ip.address.to_string()).collect();
         assert_eq!(addresses, ["10.244.1.2/24", "fd00:10:244:1::2/64"]);
-        a.run("ping -c 1 -W 2 10.244.1.3");
-        a.run("ping -c 1 -W 2 fd00:10:244:1::3");
+        a.run("ping -c 1 -W 20 10.244.1.3");
+        a.run("ping -c 1 -W 20 fd00:10:244:1::3");
         let routes = a.run("ip -6 route");
         assert!(routes.contains("default via fd00:10:244:1::1 dev eth0"), "{routes}");
         node.runtime.del(&network, &a.attachment).unwrap();
@@ -136,7 +138,7 @@ fn an_interface_that_exists_is_not_touched() {
         assert_eq!((success, stdout["code"].as_u64()), (false, Some(101)));
         assert_eq!(stdout["msg"], "container pod-a has an interface eth0 already");
         assert_eq!(node.leases("cbr0"), ["10.244.1.2"]);
-        pod.run("ping -c 1 -W 2 10.244.1.1");
+        pod.run("ping -c 1 -W 20 10.244.1.1");
     });
 }
 
@@ -238,8 +240,8 @@ fn loopback_comes_up() {
         assert!(success, "{result}");
         assert_eq!(result["ips"][0], json!({"version": "4", "interface": 0, "address": "127.0.0.1/8"}));
         CniResult::from_json(&result, "result").unwrap();
-        pod.run("ping -c 1 -W 2 127.0.0.1");
-        pod.run("ping -c 1 -W 2 ::1");
+        pod.run("ping -c 1 -W 20 127.0.0.1");
+        pod.run("ping -c 1 -W 20 ::1");
         assert_eq!(call(node, "loopback", "DEL", &lo, &config), (Value::Null, true));
         let gone = Attachment { netns: None, ..lo };
         assert_eq!(call(node, "loopback", "DEL", &gone, &config), (Value::Null, true));
@@ -267,7 +269,7 @@ fn many_pods_are_added_at_once() {
         // Who has the last address is not known; its own address a pod without a `lo` that is up does not reach.
         let last = |pod: &&Pod| pod.run("ip address show eth0").contains("inet 10.244.1.9/24");
         let other = pods.iter().find(|pod| !last(pod)).unwrap();
-        other.run("ping -c 1 -W 2 10.244.1.9");
+        other.run("ping -c 1 -W 20 10.244.1.9");
     });
 }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{Node, Pod, code, on_a_node, run, veths};
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait where there should be none.
 const SILENCE: Duration = Duration::from_millis(400);
 
@@ -56,7 +56,7 @@ fn outside() -> Pod {
     outside.run("ip -6 address add 2001:db8::9/64 dev eth0 nodad");
     outside.run("ip link set eth0 up");
     // Until both ends have settled.
-    outside.run("ping -6 -c 1 -w 5 2001:db8::1");
+    outside.run("ping -6 -c 1 -w 30 2001:db8::1");
     outside
 }
 
@@ -134,7 +134,7 @@ fn a_host_port_is_reached_from_everywhere() {
         node.runtime.add(&network, &a.attachment).unwrap();
         node.runtime.add(&network, &b.attachment).unwrap();
         serve(&a, 80);
-        run("ping -6 -c 1 -w 5 fd01::2");
+        run("ping -6 -c 1 -w 30 fd01::2");
 
         assert_eq!(from(&outside, "192.0.2.1:8080"), ip("192.0.2.9"), "the pod sees who asks");
         assert_eq!(from(&outside, "[2001:db8::1]:8080"), ip("2001:db8::9"));

@@ -159,6 +159,31 @@ fn free_functions_of_a_card_are_chosen() {
 }
 
 #[test]
+fn a_function_that_cannot_be_had_does_not_stand_before_others() {
+    let Some(card) = Card::take() else { return };
+    let node = Node::new();
+    // What says who has it cannot be read.
+    let owner = |id| node.folder.join("sriov/pci").join(card.address(id));
+    fs::create_dir_all(owner(0)).unwrap();
+    let network = sriov(&node, json!({"master": card.name}));
+    let pod = Pod::new("pod-a");
+    node.runtime.add(&network, &pod.attachment).unwrap();
+    assert!(pod.run("ip -d link show eth0").contains(&card.address(1)));
+    node.runtime.del(&network, &pod.attachment).unwrap();
+    for id in [1, 2] {
+        fs::create_dir_all(owner(id)).unwrap();
+    }
+    let error = node.runtime.add(&network, &pod.attachment).unwrap_err();
+    assert_eq!(error.code(), 102, "{error}");
+    for id in 0..3 {
+        let broken = format!("; {}: cannot read {}", card.address(id), owner(id).display());
+        assert!(error.to_string().contains(&broken), "{error}");
+        fs::remove_dir(owner(id)).unwrap();
+    }
+    card.assert_as_before(&node);
+}
+
+#[test]
 fn a_function_comes_back_from_a_container_that_is_gone() {
     let Some(card) = Card::take() else { return };
     let node = Node::new();

@@ -21,8 +21,8 @@ fn a_container_gets_the_addresses_that_are_written() {
         let routes = pod.run("ip route");
         assert!(routes.contains("default via 10.1.0.1 dev eth0"), "{routes}");
         assert!(routes.contains("10.9.0.0/16 via 10.1.0.254 dev eth0"), "{routes}");
-        outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.5");
-        outside.run("ping -c 3 -i 0.2 -W 2 fd01::5");
+        outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.5");
+        outside.run("ping -c 3 -i 0.2 -W 20 fd01::5");
         node.runtime.check(&network, &pod.attachment).unwrap();
         node.runtime.status(&network).unwrap();
         node.runtime.gc(&network, std::slice::from_ref(&pod.attachment)).unwrap();

@@ -20,9 +20,9 @@ fn reach_each_other(node: &Node, network: &NetworkConfig, kind: &str) {
     let seen = a.run("ip -d address show eth0");
     assert!(seen.contains(kind) && seen.contains("inet 10.1.0.10/24 brd 10.1.0.255"), "{seen}");
     assert!(seen.contains(result.interfaces[0].mac.as_deref().unwrap()), "{seen}");
-    a.run("ping -c 3 -i 0.2 -W 2 10.1.0.11");
-    b.run("ping -c 3 -i 0.2 -W 2 10.1.0.1");
-    outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.10");
+    a.run("ping -c 3 -i 0.2 -W 20 10.1.0.11");
+    b.run("ping -c 3 -i 0.2 -W 20 10.1.0.1");
+    outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.10");
     for pod in [&a, &b] {
         node.runtime.check(network, &pod.attachment).unwrap();
     }
@@ -31,7 +31,7 @@ fn reach_each_other(node: &Node, network: &NetworkConfig, kind: &str) {
     }
     assert!(!a.has_eth0() && b.has_eth0());
     assert_eq!(node.leases("net"), ["10.1.0.11"]);
-    outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.11");
+    outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.11");
     // The runtime does not know the namespace any more.
     let gone = Attachment { netns: None, ..b.attachment.clone() };
     node.runtime.del(network, &gone).unwrap();
@@ -95,7 +95,7 @@ fn macvlan_does_as_its_fields_say() {
         let seen = a.run("ip -d link show eth0");
         assert!(seen.contains("macvlan mode private bcqueuelen 77") && seen.contains("mtu 1400"), "{seen}");
         assert!(b.run("ip link show eth0").contains("02:00:00:00:00:02"));
-        outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.11");
+        outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.11");
         let separated = a.namespace.run(|| {
             let status = std::process::Command::new("ping").args(["-c", "1", "-W", "1", "10.1.0.11"]).output().unwrap();
             Ok::<_, podwire_kernel::Error>(!status.status.success())
@@ -125,8 +125,8 @@ fn macvlan_without_ipam_and_on_a_device_of_the_container() {
         let net1 = Attachment { ifname: "net1".to_owned(), ..pod.attachment.clone() };
         node.runtime.add(&second, &net1).unwrap();
         node.runtime.check(&second, &net1).unwrap();
-        outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.9");
-        outside.run("ping -c 3 -i 0.2 -W 2 fd01::9");
+        outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.9");
+        outside.run("ping -c 3 -i 0.2 -W 20 fd01::9");
         node.runtime.del(&second, &net1).unwrap();
         assert_eq!(links_of(&pod), ["lo", "eth0"]);
     });
@@ -195,7 +195,7 @@ fn ipvlan_takes_address_and_device_of_the_plugin_before_it() {
         // At layer 3 the container is behind the node: nobody answers its ARP.
         run("ip address add 10.1.0.2/24 dev eth0");
         outside.run("ip route add 10.1.0.7 via 10.1.0.2");
-        outside.run("ping -c 3 -i 0.2 -W 2 10.1.0.7");
+        outside.run("ping -c 3 -i 0.2 -W 20 10.1.0.7");
         let mut config = config;
         config["prevResult"] = result;
         assert_eq!(call(node, "ipvlan", "CHECK", &pod.attachment, &config), (Value::Null, true));
@@ -230,7 +230,7 @@ fn vlans_carry_tagged_frames() {
         assert_eq!(result.interfaces[0].mtu, Some(1400));
         let seen = pod.run("ip -d link show eth0");
         assert!(seen.contains("vlan protocol 802.1Q id 42"), "{seen}");
-        pod.run("ping -c 3 -i 0.2 -W 2 10.1.0.1");
+        pod.run("ping -c 3 -i 0.2 -W 20 10.1.0.1");
         node.runtime.check(&ask(42), &pod.attachment).unwrap();
         assert_eq!(code(node.runtime.check(&ask(43), &pod.attachment)), 103);
         // Each tag is one container's.

@@ -54,7 +54,8 @@ pub(super) fn set(payload: &[u8], of: &Table) -> Option<SetInfo> {
     let name = string(find(body, uapi::set::NAME)?)?;
     let size = find(body, uapi::set::DESC).and_then(|desc| be32(find(desc, uapi::set::DESC_SIZE)?));
     let comment = find(body, uapi::set::USERDATA).and_then(|data| record(data, uapi::udata::SET_COMMENT));
-    Some(SetInfo { name: name.into(), size, comment })
+    let count = find(body, uapi::set::COUNT).and_then(be32);
+    Some(SetInfo { name: name.into(), size, count, comment })
 }
 
 /// The number of the ruleset's state.

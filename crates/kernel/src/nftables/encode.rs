@@ -190,11 +190,15 @@ fn byteorder(fields: &[Field]) -> u32 {
 }
 
 /// What a request for one element says after the netlink header.
-pub(super) fn lookup(table: &Table, set: &str, key: &Value) -> Vec<u8> {
+pub(super) fn lookup(table: &Table, set: &str, keys: &[Value]) -> Vec<u8> {
     let mut w = Writer { bytes: vec![table.family.number(), 0, 0, 0], sequence: 0, last: 0 };
     w.string(uapi::elem::LIST_TABLE, &table.name);
     w.string(uapi::elem::LIST_SET, set);
-    w.nest(uapi::elem::LIST_ELEMENTS, |w| w.nest(uapi::LIST_ELEM, |w| push_element(w, &Element::key(*key), false)));
+    w.nest(uapi::elem::LIST_ELEMENTS, |w| {
+        for key in keys {
+            w.nest(uapi::LIST_ELEM, |w| push_element(w, &Element::key(*key), false));
+        }
+    });
     w.bytes
 }
 

@@ -61,6 +61,8 @@ pub struct Fake {
     commits: Vec<Batch>,
     /// Somebody else changed the ruleset.
     touched: bool,
+    is_old: bool,
+    listed: Vec<String>,
 }
 
 impl Fake {
@@ -74,6 +76,13 @@ impl Fake {
     #[must_use]
     pub fn failing_one_in(mut self, n: u64) -> Self {
         self.fail_one_in = Some(n);
+        self
+    }
+
+    /// Does not tell how many elements a set has, as older kernels do not.
+    #[must_use]
+    pub fn old(mut self) -> Self {
+        self.is_old = true;
         self
     }
 
@@ -96,6 +105,11 @@ impl Fake {
     /// The transactions that were committed, oldest first; empties the list.
     pub fn take_commits(&mut self) -> Vec<Batch> {
         std::mem::take(&mut self.commits)
+    }
+
+    /// The sets of which all elements were asked for, in order; empties the list.
+    pub fn take_listed(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.listed)
     }
 
     fn operate(&mut self, what: &str) -> Result<()> {
@@ -157,26 +171,29 @@ impl Nftables for Fake {
     }
 
     fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
+        let is_old = self.is_old;
         let state = self.table(table, "list sets")?;
         let info = |state: &SetState| SetInfo {
             name: state.set.name.clone(),
             size: state.set.size,
+            count: (!is_old).then_some(state.elements.len() as u32),
             comment: state.set.comment.clone(),
         };
         Ok(state.sets.values().map(info).collect())
     }
 
     fn each_element(&mut self, table: &Table, set: &str, each: &mut dyn FnMut(Element)) -> Result<()> {
+        self.listed.push(set.to_owned());
         let state = self.table(table, "list elements")?;
         let set = state.sets.get(set).ok_or_else(|| Error::refused(format_args!("list set {set}"), libc::ENOENT))?;
         set.elements.values().cloned().for_each(each);
         Ok(())
     }
 
-    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>> {
-        let state = self.table(table, "get an element")?;
+    fn elements_at(&mut self, table: &Table, set: &str, keys: &[Value]) -> Result<Option<Vec<Element>>> {
+        let state = self.table(table, "get elements")?;
         let set = state.sets.get(set).ok_or_else(|| Error::refused(format_args!("look into {set}"), libc::ENOENT))?;
-        Ok(set.elements.get(key).cloned())
+        Ok(keys.iter().map(|key| set.elements.get(key).cloned()).collect())
     }
 
     fn changed_by_others(&mut self, _: &[Table]) -> Result<bool> {

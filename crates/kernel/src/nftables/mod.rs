@@ -94,11 +94,20 @@ pub trait Nftables: Send {
         Ok(elements)
     }
 
-    /// The element with exactly this key, if there is one: the kernel looks it up, however many there are.
+    /// The elements with exactly these keys, in this order; `None` when one of them is not there. The kernel looks each up,
+    /// however many others there are.
     ///
     /// # Errors
     /// Not found when there is no such set or table; otherwise when the kernel cannot be asked.
-    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>>;
+    fn elements_at(&mut self, table: &Table, set: &str, keys: &[Value]) -> Result<Option<Vec<Element>>>;
+
+    /// The element with exactly this key, if there is one.
+    ///
+    /// # Errors
+    /// As [`Nftables::elements_at`].
+    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>> {
+        Ok(self.elements_at(table, set, std::slice::from_ref(key))?.and_then(|found| found.into_iter().next()))
+    }
 
     /// Whether somebody else changed one of `tables` since the last call, or may have: what rules themselves do to
     /// elements does not count. The first call only begins to watch. Does not block.

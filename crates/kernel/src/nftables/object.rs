@@ -433,6 +433,8 @@ pub struct SetInfo {
     pub name: Name,
     /// The most elements that fit.
     pub size: Option<u32>,
+    /// How many there are, where the kernel tells (`NFTA_SET_COUNT`: Linux 6.18 does, 6.1 does not).
+    pub count: Option<u32>,
     /// The comment it was made with.
     pub comment: Option<String>,
 }

@@ -4,7 +4,7 @@ use super::{
     Batch, Chain, Element, Nftables, RuleInfo, SetInfo, Table, TableInfo, Value, decode,
     encode::{Encoded, encode, lookup},
     uapi,
-    watch::Watch,
+    watch::{Watch, generation},
 };
 use crate::{
     Error, Result,
@@ -21,13 +21,36 @@ pub struct Kernel {
 /// Transactions of more bytes are not watched: to write the notifications would take as long as the rest.
 const WATCHED: usize = 64 << 10;
 
+/// Keys that are looked up with one request: each is answered by a message of its own, which the socket's queue must hold.
+const LOOKUPS: usize = 256;
+
 impl Kernel {
-    /// Opens the netlink socket.
+    /// Opens the netlink socket, and has nf_tables answer.
     ///
     /// # Errors
-    /// When the kernel has no nf_tables or the caller may not open netlink sockets.
+    /// When the kernel has no nf_tables ([`Error::is_unsupported`]), or the caller may not change it.
     pub fn open() -> Result<Self> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, watch: None })
+        // Connection tracking has the protocol, too: that there is a socket does not say that there is nf_tables.
+        let opened = Socket::open(Protocol::Netfilter)
+            .and_then(|mut socket| generation(&mut socket).map(|_| Self { socket, watch: None }));
+        opened.map_err(|error| match error.errno() {
+            // No netfilter netlink (socket(2)); no such subsystem of it (nfnetlink_rcv_msg).
+            Some(libc::EPROTONOSUPPORT | libc::EINVAL) => {
+                Error::refused("use nftables, since the kernel has no nf_tables", libc::EOPNOTSUPP)
+            }
+            _ => error,
+        })
+    }
+
+    /// As [`Kernel::open`]; `None` when the kernel has no nf_tables, and so nothing in it.
+    ///
+    /// # Errors
+    /// All others.
+    pub fn open_if_there() -> Result<Option<Self>> {
+        match Self::open() {
+            Err(error) if error.is_unsupported() => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 
     fn dump(&mut self, kind: u16, table: Option<&Table>, names: &[(u16, &str)], what: &str) -> Result<Messages> {
@@ -100,17 +123,21 @@ impl Nftables for Kernel {
         Ok(())
     }
 
-    fn element(&mut self, table: &Table, set: &str, key: &Value) -> Result<Option<Element>> {
-        let what = format_args!("get an element of {set} in nftables table {table}");
+    fn elements_at(&mut self, table: &Table, set: &str, keys: &[Value]) -> Result<Option<Vec<Element>>> {
+        let what = format_args!("get elements of {set} in nftables table {table}");
         let request = uapi::SUBSYSTEM << 8 | uapi::msg::GET_ELEM;
-        match self.socket.request(request, 0, &lookup(table, set, key), what) {
-            Ok(messages) => {
-                Ok(messages.iter().flat_map(|message| decode::elements(message.payload).collect::<Vec<_>>()).next())
+        let mut found = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(LOOKUPS) {
+            match self.socket.request(request, 0, &lookup(table, set, keys), what) {
+                Ok(messages) => found.extend(messages.iter().flat_map(|message| decode::elements(message.payload))),
+                // The kernel has one error for a missing element, set and table.
+                Err(error) if error.is_not_found() && self.sets(table)?.iter().any(|info| &*info.name == set) => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
-            // The kernel has one error for a missing element, set and table.
-            Err(error) if error.is_not_found() && self.sets(table)?.iter().any(|info| &*info.name == set) => Ok(None),
-            Err(error) => Err(error),
         }
+        Ok(Some(found))
     }
 
     fn changed_by_others(&mut self, tables: &[Table]) -> Result<bool> {

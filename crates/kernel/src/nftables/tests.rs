@@ -280,6 +280,14 @@ fn the_kernel_and_the_fake_list_the_same() {
             assert_eq!(fake.element(&table, "services", &held.key).unwrap(), Some(held));
         }
         for nftables in [&mut kernel as &mut dyn Nftables, &mut fake] {
+            let held = nftables.elements(&table, "endpoints").unwrap();
+            let mut keys: Vec<Value> = held.iter().rev().map(|element| element.key).cycle().take(1000).collect();
+            let found = nftables.elements_at(&table, "endpoints", &keys).unwrap().unwrap();
+            let expected: Vec<Element> = held.iter().rev().cloned().cycle().take(1000).collect();
+            assert!(held.len() > 1 && found == expected, "each, in the order asked for, in more than one answer");
+            keys[500] = Value::concat(&[addr("10.96.9.9"), Datum::Proto(17), Datum::Port(53), Datum::Mark(0)]);
+            assert_eq!(nftables.elements_at(&table, "endpoints", &keys).unwrap(), None, "one is not there");
+            assert_eq!(nftables.elements_at(&table, "endpoints", &[]).unwrap(), Some(vec![]));
             assert_eq!(nftables.element(&table, "services", &service_key("10.96.9.9")).unwrap(), None);
             let nowhere = nftables.element(&table, "nowhere", &service_key("10.96.0.10")).unwrap_err();
             let no_table = Table::new(Family::Ip6, "none");
@@ -291,7 +299,9 @@ fn the_kernel_and_the_fake_list_the_same() {
             sets.sort_by(|a, b| a.name.cmp(&b.name));
             sets
         };
-        assert_eq!(sizes(&mut kernel), sizes(&mut fake));
+        let told = sizes(&mut kernel);
+        let mut fake = if told.iter().all(|set| set.count.is_none()) { fake.old() } else { fake };
+        assert_eq!(told, sizes(&mut fake));
     });
 }
 

@@ -70,6 +70,7 @@ pub mod set {
     pub const DESC: u16 = 9;
     pub const ID: u16 = 10;
     pub const USERDATA: u16 = 13;
+    pub const COUNT: u16 = 20;
     pub const DESC_SIZE: u16 = 1;
     pub const DESC_CONCAT: u16 = 2;
     pub const FIELD_LEN: u16 = 1;

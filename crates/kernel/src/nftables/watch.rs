@@ -58,7 +58,7 @@ fn is_news(message: &crate::netlink::Message<'_>) -> bool {
 }
 
 /// The number of the ruleset's state; every transaction adds one.
-fn generation(socket: &mut Socket) -> Result<u32> {
+pub(super) fn generation(socket: &mut Socket) -> Result<u32> {
     let what = format_args!("ask for the generation of nftables");
     let kind = uapi::SUBSYSTEM << 8 | uapi::msg::GET_GENERATION;
     let messages = socket.request(kind, 0, &[0; 4], what)?;

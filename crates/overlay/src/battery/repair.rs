@@ -1,6 +1,6 @@
 //! What others remove or change is put right, and counted.
 
-use podwire_kernel::route::{Change, FdbEntry, Link, LinkKind, Neighbour, RouteEntry};
+use podwire_kernel::route::{Change, FdbEntry, Link, LinkKind, Neighbour, NewLink, NewLinkKind, RouteEntry};
 
 use super::*;
 
@@ -65,6 +65,46 @@ fn each_entry_that_is_removed_by_hand_comes_back_and_is_counted() {
         let before = kernel.operations();
         assert_eq!(overlay.apply(&mut kernel).unwrap().repaired, []);
         assert_eq!(kernel.operations(), before);
+    }
+}
+
+/// A device of the machine's own by which a peer was reached goes and comes back. The peer runs another backend by now, so
+/// that what leads to it stays as it is, and nobody asks which way it is reached.
+#[test]
+fn an_entry_whose_device_was_missing_is_made_when_the_device_is_there() {
+    for case in cases().filter(|case| case.backend.name() == "host-gw") {
+        let mut kernel = case.namespace();
+        let (near, far): (IpNet, IpAddr) = match case.family {
+            Family::V4 => ("198.51.100.1/24".parse().unwrap(), [198, 51, 100, 2].into()),
+            Family::V6 => ("2001:db8:ffff::1/64".parse().unwrap(), [0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2].into()),
+        };
+        let plug_in = |kernel: &mut FakeRoute| {
+            let new = NewLink { up: true, ..NewLink::new("eth1", NewLinkKind::Dummy) };
+            let index = kernel.create_link(&new).unwrap().index;
+            kernel.add_address(&Address::new(index, near)).unwrap();
+            index
+        };
+        let first = plug_in(&mut kernel);
+        let peer = Lease { public_ip: far, ..case.lease(2) };
+        let mut overlay = case.overlay();
+        overlay.set_peer(&peer).unwrap();
+        settle(&mut overlay, &mut kernel);
+        let held = case.held(&mut kernel);
+        assert!(held.values().any(|entry| entry.device().is_some_and(|device| &**device == "eth1")), "{held:?}");
+        overlay.set_peer(&Lease { backend: "vxlan".into(), ..peer }).unwrap_err();
+        settle(&mut overlay, &mut kernel);
+
+        kernel.delete_link(first).unwrap();
+        assert!(overlay.changed(&Change::Removed(Removed::LinkDown(first))).work);
+        assert!(overlay.apply(&mut kernel).unwrap().errors.is_empty() && !overlay.is_settled());
+        let again = plug_in(&mut kernel);
+        assert_ne!(again, first);
+        let operations = kernel.operations();
+        overlay.apply(&mut kernel).unwrap();
+        assert_eq!(kernel.operations(), operations, "nobody has said that it is there");
+        assert!(overlay.changed(&Change::Link(kernel.link("eth1").unwrap().unwrap())).work);
+        settle(&mut overlay, &mut kernel);
+        assert_eq!(case.held(&mut kernel), held);
     }
 }
 

@@ -52,7 +52,7 @@ fn every_peer_stays_reachable_at_every_step_and_nothing_of_the_old_remains() {
         }
         overlay.release();
         settle(&mut overlay, &mut kernel);
-        assert_eq!(to.held(&mut kernel), to.plan(&leases), "{shown}");
+        assert_eq!((to.held(&mut kernel), overlay.peer_count()), (to.plan(&leases), 4), "{shown}");
         // And back at once, all together.
         overlay.set_peers(from.leases(2..6));
         overlay.switch(fresh(&from.conf, 1)).unwrap();

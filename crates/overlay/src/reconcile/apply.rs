@@ -107,7 +107,8 @@ impl Overlay {
                 Err(error) => outcome.errors.push(error),
             }
         }
-        entries.retain(|entry| !self.devices.lacks(entry));
+        let (waiting, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| self.devices.lacks(entry));
+        self.missing = waiting.iter().filter_map(Entry::device).cloned().collect();
         let failed = outcome.failed(self.devices.put(kernel, &entries), entries.len());
         for (_, entry) in entries.into_iter().enumerate().filter(|(at, _)| !failed.contains(at)) {
             self.created(entry, outcome);

@@ -86,6 +86,10 @@ impl Overlay {
             let now = Tunnel { mac: link.mac, mtu: link.mtu, up: link.up, ..known.clone() };
             return self.note_now(key, Some(Entry::Tunnel(now)));
         }
+        if link.up && self.missing.contains(link.name.as_str()) {
+            self.state = Knowledge::Stale;
+            return true;
+        }
         // What could not be done while a device was down may work now.
         link.up && self.leads_to_peers(link.index) && !self.is_settled()
     }

@@ -95,7 +95,7 @@ impl Net {
 
     /// What tcpdump prints about the first packet that `filter` admits on `device` while `action` runs.
     pub fn captured(&self, device: &str, filter: &str, action: impl FnOnce()) -> String {
-        let line = format!("timeout 10 tcpdump -i {device} -nn -vv -c 1 -l {filter}");
+        let line = format!("timeout 60 tcpdump -i {device} -nn -vv -c 1 -l {filter}");
         let mut child = self.inside(|| command(&line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         let mut heard = String::new();

@@ -20,10 +20,10 @@ use super::{
     support,
 };
 
-/// How soon a proxy must notice what others did.
-pub const SOON: Duration = Duration::from_secs(1);
 /// How often a proxy asks whether others did something.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// By which of these questions it must notice: within a second, on a machine that has nothing else to do.
+const SOON: usize = 4;
 
 /// Runs `test` for every mode, each on the node of a net of its own.
 pub fn on_node(test: impl Fn(&Net, &'static Description) + Sync) {
@@ -53,24 +53,22 @@ impl Driver {
         self.mode.apply(self.tracker.take_changes().unwrap()).map(|applied| applied.written)
     }
 
-    /// Asks until others are noticed, and repairs then. How long it took to notice.
-    pub fn repaired_after(&mut self) -> Option<Duration> {
-        let begin = Instant::now();
-        while begin.elapsed() < 5 * SOON {
+    /// Asks until others are noticed, and repairs then. Whether they were soon.
+    pub fn repairs_soon(&mut self) -> bool {
+        for _ in 0..SOON {
             if self.mode.disturbed().unwrap() {
-                let noticed = begin.elapsed();
                 self.mode.apply(Changes::default()).unwrap();
-                return Some(noticed);
+                return true;
             }
-            sleep(Duration::from_millis(20));
+            sleep(ASK_EVERY);
         }
-        None
+        false
     }
 
     /// Goes on as a proxy does, until nobody disturbs it for a while.
     pub fn calm_down(&mut self) {
         let (begin, mut last) = (Instant::now(), Instant::now());
-        while last.elapsed() < 3 * ASK_EVERY && begin.elapsed() < 20 * SOON {
+        while last.elapsed() < 3 * ASK_EVERY && begin.elapsed() < Duration::from_secs(60) {
             sleep(ASK_EVERY);
             if self.mode.disturbed().unwrap() || self.mode.tidy().is_err() {
                 let _ = self.mode.apply(Changes::default());

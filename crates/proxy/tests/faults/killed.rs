@@ -111,8 +111,8 @@ fn a_killed_proxy_harms_nobody_and_the_next_one_goes_on() {
 
 /// A connection through a Service.
 fn connection() -> TcpStream {
-    let stream = TcpStream::connect_timeout(&"10.96.0.10:80".parse().unwrap(), Duration::from_secs(2)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let stream = TcpStream::connect_timeout(&"10.96.0.10:80".parse().unwrap(), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut greeting = String::new();
     BufReader::new(&stream).read_line(&mut greeting).unwrap();
     assert!(greeting.starts_with("10.244."), "{greeting}");

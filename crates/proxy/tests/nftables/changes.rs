@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use podwire_kernel::nftables::{Action, Batch, Fake, Nftables as _};
+use podwire_kernel::nftables::{Action, Batch, Element, Fake, Nftables as _, Value};
 use podwire_model::{EndpointSlice, Family, Protocol, Service};
 use podwire_proxy::{
     Changes, Tracker,
@@ -133,6 +133,40 @@ fn a_restart_writes_nothing_when_all_is_right() {
     assert!(applied.full);
     assert_eq!(applied.written, 0);
     assert_eq!(restarted.kernel_mut().take_commits(), []);
+}
+
+#[test]
+fn a_restart_looks_many_endpoints_up_and_lists_them_only_where_there_are_others() {
+    // So many that to list them takes longer.
+    let (mut services, mut slices) = (Vec::new(), Vec::new());
+    for n in 0..66_u8 {
+        let pods: Vec<String> = (0..1000).map(|pod| format!("10.{n}.{}.{}", pod / 250, pod % 250)).collect();
+        services.push(service(&format!("many-{n}"), &format!("10.96.1.{n}")));
+        slices.push(slice(&format!("many-{n}"), 8080, &pods.iter().map(String::as_str).collect::<Vec<_>>()));
+    }
+    let world = World { services, slices, ..packet_table::empty() };
+    let mut mode = applied(&world);
+    tidy(&mut mode);
+    let right = mode.kernel().clone();
+    let held = |fake: &Fake| fake.ruleset()[&table()].sets["endpoints"].elements.clone();
+    // As many as there should be: one is missing, and there is one that nothing leads to.
+    let mut wrong = right.clone();
+    let elements = &mut wrong.ruleset_mut().get_mut(&table()).unwrap().sets.get_mut("endpoints").unwrap().elements;
+    let (key, element) = elements.pop_first().unwrap();
+    let stray = Value::from_bytes(&[&key.as_bytes()[..12], &4000_u32.to_ne_bytes()].concat());
+    elements.insert(stray, Element { key: stray, ..element });
+    for (kernel, is_listed, written) in [(right.clone(), false, 0), (right.clone().old(), true, 0), (wrong, true, 1)] {
+        let mut restarted = Nftables::new(kernel, settings(&world));
+        restarted.kernel_mut().take_listed();
+        let mut tracker = tracker();
+        tracker.set_services(world.services.clone());
+        tracker.set_slices(world.slices.clone());
+        let applied = restarted.apply(tracker.take_changes().unwrap()).unwrap();
+        let listed = restarted.kernel_mut().take_listed();
+        assert_eq!((applied.written, listed.iter().any(|set| set == "endpoints")), (written, is_listed), "{listed:?}");
+        tidy(&mut restarted);
+        assert_eq!(held(restarted.kernel()), held(&right));
+    }
 }
 
 #[test]

@@ -267,11 +267,14 @@ fn listen(addresses: &[IpAddr]) {
 }
 
 fn endpoint_of(vip: &str) -> String {
-    let mut stream = TcpStream::connect_timeout(&vip.parse().unwrap(), Duration::from_secs(2)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&vip.parse().unwrap(), Duration::from_secs(30)).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
 }
+
+/// Seconds that clients stick. More than a busy machine lets pass between two connections.
+const STICK: u64 = 6;
 
 fn clients_stick(vip: &str, addresses: &[&str], timeout: u64) {
     let addresses: Vec<IpAddr> = addresses.iter().map(|address| ip(address)).collect();
@@ -319,7 +322,7 @@ fn clients_stick(vip: &str, addresses: &[&str], timeout: u64) {
 fn clients_stick_for_their_time() {
     let endpoints: Vec<String> = (1..=9).map(|n| format!("10.244.0.{n}")).collect();
     in_namespace(move || {
-        clients_stick("10.96.0.10:80", &endpoints.iter().map(String::as_str).collect::<Vec<_>>(), 2);
+        clients_stick("10.96.0.10:80", &endpoints.iter().map(String::as_str).collect::<Vec<_>>(), STICK);
     });
 }
 
@@ -327,6 +330,6 @@ fn clients_stick_for_their_time() {
 fn clients_stick_with_ipv6() {
     let endpoints: Vec<String> = (1..=9).map(|n| format!("fd00:10:244::{n}")).collect();
     in_namespace(move || {
-        clients_stick("[fd00:10:96::a]:80", &endpoints.iter().map(String::as_str).collect::<Vec<_>>(), 2);
+        clients_stick("[fd00:10:96::a]:80", &endpoints.iter().map(String::as_str).collect::<Vec<_>>(), STICK);
     });
 }

@@ -32,7 +32,7 @@ fn established_connections_outlive_their_endpoint_and_a_restart_of_the_proxy() {
         let Some(net) = Net::build() else { return };
         let mut proxy = net.proxy(mode, &world(Protocol::Tcp, &[POD_A]));
         let stream = net.at(&ip(NODE), || tcp_client(ip(NODE), VIP.parse().unwrap()).unwrap());
-        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
         assert!(lines.next().unwrap().unwrap().starts_with(POD_A));
         let mut echo = |text: &str| {

@@ -4,8 +4,11 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use podwire_kernel::iptables::{Backend as Programs, Iptables as _, Real, Table};
@@ -25,7 +28,7 @@ use podwire_testkit::{
     packet_table::{self, World},
 };
 
-use super::support;
+use super::{support, tcp::relay_threads};
 
 /// Longer than anything here takes on a busy machine.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -85,9 +88,10 @@ pub fn echo_server() -> SocketAddr {
     address
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens, each time another: below those that the kernel gives to sockets.
 pub fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    SocketAddr::from(([127, 0, 0, 1], NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Sends a line and reads it back.
@@ -116,7 +120,11 @@ fn a_restart_takes_the_same_ports_and_writes_nothing() {
             assert!(first.written > 50 && first.full, "{first:?}");
             drop(mode);
             // A killed process gives its ports back at once, a dropped mode after lingering.
-            std::thread::sleep(Duration::from_millis(1500));
+            let begin = Instant::now();
+            while relay_threads() > 0 {
+                assert!(begin.elapsed() < LONG, "it lingers for ever");
+                std::thread::sleep(Duration::from_millis(10));
+            }
             let (mut mode, second) = start(programs, &world);
             assert_eq!((second.written, second.full, &second.stale), (0, true, &Vec::new()), "{programs:?}");
 

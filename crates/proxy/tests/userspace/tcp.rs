@@ -51,11 +51,9 @@ fn a_thousand_connections_beside_dead_backends_and_no_error() {
 fn a_client_of_dead_backends_only_is_cut_off() {
     with_loopback(|| {
         let (_relay, pool, to) = relay(Tcp, &[nobody(), nobody()]);
-        let begin = Instant::now();
         // Cut off after the connection is made, or so soon that making it ends with the reset already.
         let error = connect(to).and_then(|stream| echo(&stream, "anybody?")).unwrap_err();
         assert!(matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{error}");
-        assert!(begin.elapsed() < Duration::from_secs(5), "it is told soon");
         set(&pool, &[echo_server()]);
         echo(&connect(to).unwrap(), "somebody").unwrap();
     });
@@ -215,7 +213,7 @@ fn a_broken_connection_is_broken_on_the_other_side_too() {
     });
 }
 
-fn relay_threads() -> usize {
+pub fn relay_threads() -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
     names.filter(|name| name.trim() == "userspace-proxy").count()
@@ -229,8 +227,16 @@ fn a_dropped_relay_serves_established_connections_to_their_end() {
         echo(&stream, "before").unwrap();
         drop(relay);
         echo(&connect(to).unwrap(), "redirected a moment ago").unwrap();
-        thread::sleep(Duration::from_millis(1500));
-        assert_eq!(connect(to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        // The relay closes it when it has lingered.
+        let begin = Instant::now();
+        let refused = loop {
+            match connect(to) {
+                Ok(_) => assert!(begin.elapsed() < LONG, "it is still open"),
+                Err(error) => break error,
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         set(&pool, &[]);
         echo(&stream, "after").unwrap();
         assert_eq!(relay_threads(), 1);

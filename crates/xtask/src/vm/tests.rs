@@ -30,6 +30,8 @@ struct Row {
 
 /// What runs in the machine, in this order: what speaks to its kernel, and not what speaks to fakes.
 const TESTS: &[Row] = &[
+    // By itself: nobody else may use nf_tables meanwhile.
+    Row { name: "no_nftables", folder: "cni", target: Some("pods"), args: &["no_nftables"], modes: None },
     Row { name: "kernel", folder: "kernel", target: None, args: &[], modes: None },
     Row {
         name: "cni",

@@ -152,14 +152,34 @@ pub fn choose(config: &Config, store: &Store) -> Result<(Function, File)> {
     let missing = || Error::Config(format!("\"master\" {master} is no PCI device of the host"));
     let card = sysfs.address_of(master).map_err(|_| missing())?.ok_or_else(missing)?;
     let all = sysfs.virtual_functions(&card)?;
-    for (_, address) in &all {
+    let free = |address: &str| {
         let lock = store.lock(address)?;
         let usable = || Ok::<_, Error>(!sysfs.interfaces(address)?.is_empty() || is_in_user_space(address)?);
-        if reclaim(store, address)? && usable()? {
-            return Ok((Function::open(address)?, lock));
+        if reclaim(store, address)? && usable()? { Ok(Some((Function::open(address)?, lock))) } else { Ok(None) }
+    };
+    first_free(master, all.iter().map(|(_, address)| address.as_str()), free)
+}
+
+/// The first of the functions of `master` with these addresses that is free, which `free` says.
+///
+/// # Errors
+/// [`Error::NoAddress`] names those that cannot be had for another reason than that a container has them: one that is broken
+/// does not stand before others.
+pub(super) fn first_free<'a, T>(
+    master: &str,
+    addresses: impl Iterator<Item = &'a str>,
+    free: impl Fn(&str) -> Result<Option<T>>,
+) -> Result<T> {
+    let (mut count, mut broken) = (0, String::new());
+    for address in addresses {
+        match free(address) {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(error) => broken.push_str(&format!("; {address}: {error}")),
         }
+        count += 1;
     }
-    Err(Error::NoAddress(format!("none of the {} virtual functions of {master} is free", all.len())))
+    Err(Error::NoAddress(format!("none of the {count} virtual functions of {master} is free{broken}")))
 }
 
 /// Whether the function is free, also since its container is gone without a DEL: then it is taken back first. A file that

@@ -4,10 +4,11 @@ use serde_json::{Value, json};
 
 use super::{
     config::{Config, Settings},
+    function::first_free,
     store::{Given, Original, Store},
 };
 use crate::{
-    Verb,
+    Error, Verb,
     test_support::{Folder, call},
 };
 
@@ -36,6 +37,19 @@ fn the_fields_of_sriov_cni_are_read() {
     };
     assert_eq!(read.settings, expected);
     assert_eq!(config(&json!({})).unwrap().settings, Settings::default());
+}
+
+#[test]
+fn a_broken_function_does_not_stand_before_others() {
+    let all = ["0000:03:02.0", "0000:03:02.1", "0000:03:02.2"];
+    let broken = |address: &str| Err(Error::Config(format!("{address} is on fire")));
+    let choose = |free: &dyn Fn(&str) -> crate::Result<Option<u32>>| first_free("eth0", all.into_iter(), free);
+    let third = |address: &str| if address.ends_with('2') { Ok(Some(7)) } else { broken(address) };
+    assert_eq!(choose(&third).unwrap(), 7);
+    let error = choose(&|address| if address.ends_with('0') { Ok(None) } else { broken(address) }).unwrap_err();
+    let why = "none of the 3 virtual functions of eth0 is free; 0000:03:02.1: network configuration: 0000:03:02.1 is on fire; \
+               0000:03:02.2: network configuration: 0000:03:02.2 is on fire";
+    assert_eq!((error.code(), error.to_string().as_str()), (102, why));
 }
 
 #[test]

@@ -194,6 +194,8 @@ impl TableState {
     /// Gives each endpoint a number, so that as few as possible change theirs.
     fn number_endpoints(&mut self, at: (&Frontend, bool), side: &mut Side, backends: &Arc<[Backend]>) {
         if side.tail.is_empty() && *side.endpoints == **backends {
+            // What was read is not held twice.
+            side.endpoints.clone_from(backends);
             return;
         }
         let (frontend, outside) = at;

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The owner of an [`Overlay`] has one running whenever [`Settings::of`] says so, from after the first
-//! [`Overlay::apply`] on, with the table that [`Overlay::forwards`] are; after each [`crate::Outcome::forwards`] it sets
-//! the table anew.
+//! [`Overlay::apply`] on, with the table that [`Overlay::forwards`] are; it hands on each [`crate::Outcome::forwards`]
+//! after that.
 
 mod counters;
 mod outbound;
@@ -17,12 +17,13 @@ mod worker;
 use std::{
     net::{SocketAddr, SocketAddrV4},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
 };
 
+use ipnet::IpNet;
 use podwire_kernel::{
     Error, Result,
     socket::{Poller, Waker},
@@ -72,14 +73,14 @@ pub struct Forwarder {
 #[derive(Debug)]
 struct State {
     settings: Settings,
-    table: RwLock<Arc<Table>>,
+    table: RwLock<Table>,
     counters: Vec<Shared>,
     stopping: AtomicBool,
 }
 
 impl State {
-    fn table(&self) -> Arc<Table> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +100,7 @@ impl Forwarder {
         let count = settings.threads;
         let shared = Arc::new(State {
             settings,
-            table: RwLock::new(Arc::new(table)),
+            table: RwLock::new(table),
             counters: (0..count).map(|_| Shared::default()).collect(),
             stopping: AtomicBool::new(false),
         });
@@ -116,9 +117,14 @@ impl Forwarder {
         Ok(forwarder)
     }
 
-    /// Replaces the table, for the next packets; none is lost or waits for it.
-    pub fn set_table(&self, table: Table) {
-        *self.shared.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+    /// Changes lines of the table ([`crate::Outcome::forwards`]), for the next packets. They wait as long as it takes to
+    /// change so many lines, however long the table is.
+    pub fn change_table(&self, lines: &[(IpNet, Option<SocketAddr>)]) {
+        if lines.is_empty() {
+            return;
+        }
+        let mut table = self.shared.table.write().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().for_each(|(range, to)| table.change(*range, *to));
     }
 
     /// What was carried and dropped so far.

@@ -35,6 +35,23 @@ impl FromIterator<(IpNet, SocketAddr)> for Table {
 }
 
 impl Table {
+    /// Takes in one line of [`crate::Outcome::forwards`]; `None` removes it. Those of IPv6 are left out.
+    pub fn change(&mut self, range: IpNet, to: Option<SocketAddr>) {
+        let IpNet::V4(range) = range else { return };
+        let at = self.lengths.binary_search_by(|(length, _)| range.prefix_len().cmp(length));
+        match (to, at) {
+            (Some(SocketAddr::V4(to)), Ok(at)) => _ = self.lengths[at].1.insert(range.network(), to),
+            (Some(SocketAddr::V4(to)), Err(at)) => {
+                self.lengths.insert(at, (range.prefix_len(), HashMap::from([(range.network(), to)])));
+            }
+            (None, Ok(at)) => {
+                self.lengths[at].1.remove(&range.network());
+                self.lengths.retain(|(_, networks)| !networks.is_empty());
+            }
+            _ => {}
+        }
+    }
+
     /// The tunnel end of the node that has `destination`.
     pub fn find(&self, destination: Ipv4Addr) -> Option<SocketAddrV4> {
         self.lengths.iter().find_map(|(length, networks)| {
@@ -73,6 +90,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn changes_lead_to_what_is_made_at_once(changes in proptest::collection::vec((0_u32..8, 28_u8..=32, any::<Option<u16>>()), 0..40)) {
+            let (mut table, mut lines) = (Table::default(), BTreeMap::new());
+            for (bits, length, port) in changes {
+                let range = Ipv4Net::new((bits << 1).into(), length).unwrap().trunc();
+                let to = port.map(|port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+                table.change(range.into(), to.map(SocketAddr::V4));
+                match to {
+                    Some(to) => _ = lines.insert(range, to),
+                    None => _ = lines.remove(&range),
+                }
+            }
+            prop_assert_eq!(table, lines.into_iter().collect());
+        }
+
         #[test]
         fn it_finds_what_a_search_through_all_lines_finds(
             lines in proptest::collection::vec((any::<u32>(), 0_u8..=32, any::<u16>()), 0..20), bits: u32, near in 0_usize..20,
