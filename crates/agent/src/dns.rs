@@ -45,11 +45,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let source = Source::new(args.conf, &args.node_local);
     let mut node_local = NodeLocal::start(args.node_local)?;
     let served = serve(&source, &mut node_local, &mut stop).await;
+    // The server answers as long as anything leads to it.
     node_local.end().await;
-    served
+    served.map(drop)
 }
 
-async fn serve(source: &Source, node_local: &mut NodeLocal, stop: &mut Stop) -> anyhow::Result<()> {
+/// Serves until the lame duck time is over.
+async fn serve(source: &Source, node_local: &mut NodeLocal, stop: &mut Stop) -> anyhow::Result<Server> {
     let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
     let mut corefile = source.read()?;
     let program = build(source, &corefile, &environment, node_local)?;
@@ -75,7 +77,7 @@ async fn serve(source: &Source, node_local: &mut NodeLocal, stop: &mut Stop) -> 
         () = server.drain() => {}
         () = stop.asked() => {}
     }
-    Ok(())
+    Ok(server)
 }
 
 fn build(

@@ -65,10 +65,11 @@ impl Network {
         // The record comes before the addresses that it is about.
         written |= self.ensure_table(take_over, &comment, !on_lo.is_empty(), nftables).context("writing nftables")?;
         if let Some((index, on_lo)) = device {
-            written |= self.ensure_addresses(index, !on_lo, route).context("adding addresses")?;
-        }
-        if written && !on_lo.is_empty() {
-            info!("this kernel has no dummy interfaces: the addresses of -localip are on lo");
+            let added = self.ensure_addresses(index, !on_lo, route).context("adding addresses")?;
+            if added && on_lo {
+                info!("this kernel has no dummy interfaces: the addresses of -localip are on lo");
+            }
+            written |= added;
         }
         Ok(written)
     }
@@ -79,9 +80,7 @@ impl Network {
     /// The kernel refused; what it did not refuse is done.
     pub fn remove(&self, route: &mut dyn Route, nftables: &mut dyn Nftables) -> anyhow::Result<()> {
         let link = match &self.interface {
-            Some(name) => {
-                route.link(name).or_else(|error| if error.is_unsupported() { Ok(None) } else { Err(error) })?
-            }
+            Some(name) => route.link(name)?,
             None => None,
         };
         let dummy = link.filter(|link| link.kind == LinkKind::Dummy);
