@@ -38,7 +38,7 @@ use args::Values;
 use config::{Config, DetectLocal, Source};
 use metrics::Metrics;
 use pages::{Pages, State};
-use switch::Switch;
+use switch::{IN_FLIGHT, Switch};
 use worker::{Outputs, Worker};
 
 /// Carries Services until SIGTERM or SIGINT. What is in the kernel stays: established and new connections go on until
@@ -104,7 +104,7 @@ async fn serve(
         tokio::spawn(reload::watch(path.clone(), config.clone(), inputs.clone(), news));
     }
     info!(node, mode = config.mode, "carrying Services");
-    let switch = Switch::new(MODES, state.clone(), recorder.clone());
+    let switch = Switch::new(MODES, state.clone(), recorder.clone(), IN_FLIGHT);
     let worker = Worker::new(node, config, switch, Outputs { state: state.clone(), recorder, checks })?;
     std::thread::Builder::new().name("proxy".into()).spawn(move || worker.run(&received)).context("cannot start")?;
     tokio::select! {

@@ -40,6 +40,7 @@ pub struct Metrics {
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) responses: Family<ResponseLabels, Counter>,
     pub(crate) durations: Family<ServerLabels, Histogram>,
+    pub(crate) panics: Counter,
     pub(crate) cache_hits: Counter,
     pub(crate) cache_misses: Counter,
     pub(crate) forward_failures: Counter,
@@ -56,6 +57,7 @@ impl Default for Metrics {
             requests: Family::default(),
             responses: Family::default(),
             durations,
+            panics: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             forward_failures: Counter::default(),
@@ -67,6 +69,11 @@ impl Default for Metrics {
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
         registry.register("dns_responses", "DNS responses by response code", metrics.responses.clone());
         registry.register("dns_request_duration_seconds", "Time from query to answer", metrics.durations.clone());
+        registry.register(
+            "panics",
+            "Questions that the server failed on by a mistake of its own",
+            metrics.panics.clone(),
+        );
         registry.register("cache_hits", "Answers taken from the cache", metrics.cache_hits.clone());
         registry.register("cache_misses", "Questions not in the cache", metrics.cache_misses.clone());
         registry.register("forward_failures", "Questions no upstream answered", metrics.forward_failures.clone());

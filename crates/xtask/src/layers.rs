@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("podwire-proxy", &["podwire-model", "podwire-kernel"]),
     ("podwire-overlay", &["podwire-model", "podwire-kernel"]),
     ("podwire-cni", &["podwire-model", "podwire-kernel"]),
-    ("podwire-dns", &["podwire-model"]),
+    ("podwire-dns", &["podwire-model", "podwire-kernel"]),
     ("podwire-apiserver", &["podwire-k8s"]),
     (
         "podwire-agent",

@@ -4,7 +4,10 @@
 //! connection follows the first that translates it (the kernel translates a connection once). What conntrack knows goes
 //! on as it is. The same happens at a start: what *other* modes left is removed after the first complete sync.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use podwire_proxy::{
@@ -26,6 +29,12 @@ struct Running {
     mode: Box<dyn Mode>,
 }
 
+/// How long a packet may be on its way through rules that it met before another mode was complete: the processor may be
+/// taken from it between two of them. On a busy machine 100 ms were seen not to be enough.
+pub const IN_FLIGHT: Duration = Duration::from_secs(1);
+/// How long to wait before trying again to remove what a mode left.
+const CLEAN_PAUSE: Duration = Duration::from_secs(30);
+
 /// The mode at work, and the one that takes over.
 pub struct Switch {
     modes: &'static [Description],
@@ -38,6 +47,11 @@ pub struct Switch {
     told: bool,
     /// `next` works on what `active` made in the kernel, which therefore gets no more changes.
     frozen: bool,
+    /// Were at work before: their sockets are open and their rules in the kernel as long as packets may meet them.
+    retired: Vec<Running>,
+    in_flight: Duration,
+    /// When to remove what retired modes left.
+    clean_at: Option<Instant>,
     /// The modes that may have left something in the kernel.
     leftovers: BTreeSet<&'static str>,
 }
@@ -53,10 +67,13 @@ impl Switch {
         usable(mode).or_else(|reason| fallback.map_or(Err(reason), |(_, fallback)| usable(fallback)))
     }
 
-    /// Nothing is at work yet. Any of the modes may have been before.
-    pub fn new(modes: &'static [Description], state: State, recorder: Recorder) -> Self {
+    /// Nothing is at work yet. Any of the modes may have been before. What one leaves stays for `in_flight` after another
+    /// took over: [`IN_FLIGHT`].
+    pub fn new(modes: &'static [Description], state: State, recorder: Recorder, in_flight: Duration) -> Self {
         let leftovers = modes.iter().map(|mode| mode.name).collect();
-        Self { modes, state, recorder, active: None, next: None, told: false, frozen: false, leftovers }
+        let (active, next, told, frozen) = (None, None, false, false);
+        let (retired, clean_at) = (Vec::new(), None);
+        Self { modes, state, recorder, active, next, told, frozen, retired, in_flight, clean_at, leftovers }
     }
 
     /// Opens what is wanted, unless it is open already.
@@ -135,12 +152,27 @@ impl Switch {
         if let Some(old) = self.active.replace(next) {
             self.state.metrics.switches.inc();
             info!(from = old.description.name, to = name, "another mode, or other settings, took over");
+            self.retired.push(old);
         }
+        self.clean_at = Some(Instant::now() + self.in_flight);
     }
 
-    /// Removes what modes that are not at work left in the kernel. Says whether all is gone.
+    /// When [`Switch::clean`] has something to do.
+    pub fn clean_at(&self) -> Option<Instant> {
+        self.clean_at
+    }
+
+    /// Removes what modes that are not at work left in the kernel. Says whether all is gone; if not it is to be tried again
+    /// at [`Switch::clean_at`].
     pub fn clean(&mut self) -> bool {
+        let gone = self.remove_leftovers();
+        self.clean_at = (!gone).then(|| Instant::now() + CLEAN_PAUSE);
+        gone
+    }
+
+    fn remove_leftovers(&mut self) -> bool {
         let (Some(active), None) = (&self.active, &self.next) else { return true };
+        self.retired.clear();
         let name = active.description.name;
         let others = self.modes.iter().filter(|mode| mode.name != name && self.leftovers.contains(mode.name));
         let mut gone = Vec::new();
@@ -191,7 +223,7 @@ fn find(modes: &'static [Description], name: &str) -> anyhow::Result<&'static De
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, time::Duration};
+    use std::cell::RefCell;
 
     use podwire_model::EndpointSlice;
     use podwire_proxy::{Changes, Error, mode::Settings, plan::Me};
@@ -264,7 +296,7 @@ mod tests {
         tracker.set_slices(Vec::<EndpointSlice>::new());
         let state = State::new("", Metrics::new(), Duration::from_secs(60));
         let (recorder, _) = Recorder::new("node1");
-        (Switch::new(&MODES, state, recorder), tracker)
+        (Switch::new(&MODES, state, recorder, Duration::ZERO), tracker)
     }
 
     #[test]

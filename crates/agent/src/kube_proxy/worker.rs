@@ -27,8 +27,6 @@ use crate::{
 const TIDY_PAUSE: Duration = Duration::from_secs(1);
 /// How often to look whether somebody else changed the rules, and what to report of changes.
 const LOOK_PAUSE: Duration = Duration::from_millis(300);
-/// How long to wait before leftovers of another mode that could not be removed are tried again.
-const CLEAN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Something that the worker must know.
 pub enum Input {
@@ -74,8 +72,6 @@ pub struct Worker {
     refusal: Option<String>,
     /// When to remove what is no longer used.
     tidy_at: Option<Instant>,
-    /// When to remove what other modes left.
-    clean_at: Option<Instant>,
     look_at: Instant,
     /// Something changed since the last look.
     news: bool,
@@ -102,7 +98,6 @@ impl Worker {
             retry: Retry::default(),
             refusal: None,
             tidy_at: None,
-            clean_at: None,
             look_at: Instant::now() + LOOK_PAUSE,
             news: false,
         })
@@ -122,8 +117,8 @@ impl Worker {
             if self.retry.pause().is_none() && self.tidy_at.is_some_and(|at| at <= now) {
                 self.tidy();
             }
-            if self.retry.pause().is_none() && self.clean_at.is_some_and(|at| at <= now) {
-                self.clean_at = (!self.switch.clean()).then(|| now + CLEAN_PAUSE);
+            if self.retry.pause().is_none() && self.switch.clean_at().is_some_and(|at| at <= now) {
+                self.switch.clean();
             }
             if self.look_at <= now {
                 self.look_at = now + LOOK_PAUSE;
@@ -135,7 +130,7 @@ impl Worker {
     /// How long there is nothing to do, if nothing comes.
     fn pause(&self) -> Duration {
         let now = Instant::now();
-        let until = [Some(self.look_at), self.tidy_at, self.clean_at];
+        let until = [Some(self.look_at), self.tidy_at, self.switch.clean_at()];
         let next = until.into_iter().flatten().map(|at| at.saturating_duration_since(now));
         next.chain(self.retry.pause()).min().unwrap_or(LOOK_PAUSE)
     }
@@ -254,7 +249,6 @@ impl Worker {
             self.synced_once = true;
             info!(mode = self.switch.mode(), written = applied.written, ?took, "in sync for the first time");
         }
-        self.clean_at.get_or_insert_with(Instant::now);
     }
 
     fn tidy(&mut self) {

@@ -1,5 +1,7 @@
 //! The sockets: what [`Program`] describes, opened, kept over a reload, and closed.
 
+mod connections;
+mod fair;
 mod http;
 mod tcp;
 mod udp;
@@ -8,6 +10,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     io,
     net::{Ipv4Addr, SocketAddr},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -15,17 +18,14 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
+use domain::base::iana::Rcode;
 use futures_util::future::BoxFuture;
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    sync::Semaphore,
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use tracing::info;
 
 use crate::{
     message::{Arrival, Query, Rejection, Reply, Transport, encode_rejection},
+    metrics::Metrics,
     program::{Environment, Program},
     random::Random,
     router::{Progress, Router},
@@ -65,12 +65,13 @@ pub struct Server {
 struct Shared {
     program: Current<Program>,
     draining: AtomicBool,
-    metrics: Arc<crate::metrics::Metrics>,
+    metrics: Arc<Metrics>,
 }
 
 struct Listener {
     address: SocketAddr,
     service: Arc<Service>,
+    _workers: udp::Workers,
     _tasks: JoinSet<()>,
 }
 
@@ -120,7 +121,7 @@ impl Server {
     pub async fn replace(&mut self, program: Program) -> Result<(), ServerError> {
         let mut listeners = Vec::new();
         for (named, router) in program.routers.iter().filter(|(named, _)| !self.listeners.contains_key(named)) {
-            listeners.push((*named, Listener::open(*named, router.clone(), self.environment.random.clone()).await?));
+            listeners.push((*named, Listener::open(*named, router.clone(), &self.environment).await?));
         }
         let mut pages = Vec::new();
         for address in program.pages.keys().filter(|address| !self.pages.contains_key(address)) {
@@ -179,6 +180,7 @@ impl Shared {
 struct Service {
     router: Current<Router>,
     random: Arc<Random>,
+    metrics: Arc<Metrics>,
     waiting: Arc<Semaphore>,
 }
 
@@ -189,37 +191,52 @@ enum Outcome {
     Later(Query, BoxFuture<'static, Reply>),
 }
 
+/// The circumstances of a query; a client of an IPv4 address has one, also where the socket takes both families.
+fn arrival(client: SocketAddr, transport: Transport, now: Instant, random: &Random) -> Arrival {
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    Arrival { client, transport, now, random: random.next() }
+}
+
 impl Service {
     /// Answers a packet, in `buffer` where the answer is at hand.
-    fn handle(&self, packet: &[u8], client: SocketAddr, transport: Transport, buffer: Vec<u8>) -> Outcome {
-        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-        let arrival = Arrival { client, transport, now: Instant::now(), random: self.random.next() };
+    fn handle(&self, router: &Arc<Router>, packet: &[u8], arrival: Arrival, buffer: Vec<u8>) -> Outcome {
         let query = match Query::parse(packet, arrival) {
             Ok(query) => query,
             Err(Rejection::Ignore) => return Outcome::Nothing,
             Err(Rejection::Answer(rcode)) => return Outcome::Answer(encode_rejection(packet, rcode)),
         };
-        match self.router.get().begin(&query) {
-            Progress::Done(reply) => Outcome::Answer(reply.encode(&query, buffer)),
-            Progress::Waiting(reply) => Outcome::Later(query, reply),
+        // A mistake of ours with one question must not end the answering of all others (as in CoreDNS).
+        match catch_unwind(AssertUnwindSafe(|| router.begin(&query))) {
+            Ok(Progress::Done(reply)) => Outcome::Answer(reply.encode(&query, buffer)),
+            Ok(Progress::Waiting(reply)) => Outcome::Later(query, reply),
+            Err(_) => {
+                self.metrics.panics.inc();
+                Outcome::Answer(Reply::code(Rcode::SERVFAIL, "").encode(&query, buffer))
+            }
         }
     }
 }
 
 impl Listener {
-    async fn open(named: SocketAddr, router: Arc<Router>, random: Arc<Random>) -> Result<Self, ServerError> {
-        let (tcp, udp) = open_both(named).await?;
+    async fn open(named: SocketAddr, router: Arc<Router>, environment: &Environment) -> Result<Self, ServerError> {
+        let tcp = open_tcp(named).await?;
+        // The port that the system chose, if it was to; the same for UDP.
         let address = tcp.local_addr().unwrap_or(named);
-        let waiting = Arc::new(Semaphore::new(MAX_WAITING));
-        let service = Arc::new(Service { router: Current::new(router), random, waiting });
+        let service = Arc::new(Service {
+            router: Current::new(router),
+            random: environment.random.clone(),
+            metrics: environment.metrics.clone(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+        });
+        let workers = udp::Workers::start(address, &service).map_err(|error| ServerError::Listen {
+            transport: "udp",
+            address,
+            source: io::Error::other(error),
+        })?;
         let mut tasks = JoinSet::new();
-        let udp = Arc::new(udp);
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            tasks.spawn(udp::serve(udp.clone(), service.clone()));
-        }
         tasks.spawn(tcp::serve(tcp, service.clone()));
         info!("answering DNS on {address}, udp and tcp");
-        Ok(Self { address, service, _tasks: tasks })
+        Ok(Self { address, service, _workers: workers, _tasks: tasks })
     }
 }
 
@@ -233,15 +250,6 @@ impl PageListener {
     }
 }
 
-/// A TCP and a UDP socket on the same port, also when the system picks it.
-async fn open_both(address: SocketAddr) -> Result<(TcpListener, UdpSocket), ServerError> {
-    let tcp = open_tcp(address).await?;
-    let address = tcp.local_addr().unwrap_or(address);
-    let udp = UdpSocket::bind(address).await;
-    let udp = udp.map_err(|source| ServerError::Listen { transport: "udp", address, source })?;
-    Ok((tcp, udp))
-}
-
 /// Opens `address`; where that is every IPv6 address and there is no IPv6, every IPv4 address.
 async fn open_tcp(address: SocketAddr) -> Result<TcpListener, ServerError> {
     let mut opened = TcpListener::bind(address).await;
@@ -252,9 +260,4 @@ async fn open_tcp(address: SocketAddr) -> Result<TcpListener, ServerError> {
         opened = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
     }
     opened.map_err(|source| ServerError::Listen { transport: "tcp", address, source })
-}
-
-/// Answers a query that had to wait, as bytes.
-async fn answer_later(query: Query, reply: BoxFuture<'static, Reply>) -> Bytes {
-    reply.await.encode(&query, Vec::new()).into()
 }

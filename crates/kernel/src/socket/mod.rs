@@ -4,6 +4,7 @@
 //! Everything is non-blocking and belongs to the network namespace of the thread that makes it. What is called for every
 //! packet returns a bare [`std::io::Error`]: "would block" is no news and must cost nothing.
 
+mod answers;
 mod icmp;
 mod poll;
 mod segments;
@@ -12,6 +13,7 @@ mod tcp;
 mod tests;
 mod udp;
 
+pub use answers::Answers;
 pub use icmp::IcmpSender;
 pub use poll::{Interest, Poller, Ready, Waker};
 pub use segments::{Arrivals, Departure, TunnelSocket};

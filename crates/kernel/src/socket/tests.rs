@@ -209,3 +209,52 @@ fn an_icmp_message_reaches_who_asked() {
         assert_eq!(socket.recv(&mut [0; 9]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     });
 }
+
+#[test]
+fn answers_to_several_clients_leave_together_and_each_from_where_it_was_asked() {
+    let first = UdpListener::bind_shared("[::]:0".parse().unwrap()).unwrap();
+    let port = first.port().unwrap();
+    let second = UdpListener::bind_shared(SocketAddr::new("::".parse().unwrap(), port)).unwrap();
+    let clients: Vec<(UdpSocket, &str)> = ["127.0.0.1", "127.0.0.2", "::1"]
+        .iter()
+        .cycle()
+        .take(12)
+        .map(|server| {
+            let any = if server.contains(':') { "[::1]:0" } else { "127.0.0.1:0" };
+            let client = UdpSocket::bind(any).unwrap();
+            client.set_read_timeout(LONG).unwrap();
+            // Connected: it hears only what comes from there.
+            client.connect((server.parse::<IpAddr>().unwrap(), port)).unwrap();
+            client.send(server.as_bytes()).unwrap();
+            (client, *server)
+        })
+        .collect();
+    let (mut batch, mut answers, mut served) = (Datagrams::with_room(64), Answers::default(), 0);
+    let poller = Poller::new().unwrap();
+    for (token, listener) in [(0, &first), (1, &second)] {
+        poller.add(listener, token, Interest::Reading).unwrap();
+    }
+    let mut ready = Vec::new();
+    while served < clients.len() {
+        poller.wait(&mut ready, LONG).unwrap();
+        assert!(!ready.is_empty(), "{served} of {} came", clients.len());
+        for ready in &ready {
+            let listener = [&first, &second][ready.token as usize];
+            batch.receive(listener).unwrap();
+            for datagram in (0..batch.len()).filter_map(|index| batch.get(index)) {
+                let mut bytes = answers.buffer();
+                bytes.clear();
+                bytes.extend(datagram.bytes.iter().rev());
+                answers.push(bytes, datagram.from, datagram.to);
+            }
+            served += answers.len();
+            answers.send(listener).unwrap();
+            assert!(answers.is_empty());
+        }
+    }
+    let mut heard = [0; 64];
+    for (client, server) in clients {
+        let length = client.recv(&mut heard).unwrap();
+        assert_eq!(heard[..length].iter().rev().copied().collect::<Vec<u8>>(), server.as_bytes());
+    }
+}

@@ -11,7 +11,7 @@ use super::tcp::{local_port, new_socket};
 use crate::{Error, Result, process::tried};
 
 /// How many datagrams one system call moves at most.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// Room for one datagram: the largest that UDP can carry.
 pub(super) const ROOM: usize = 1 << 16;
 /// Room for the control message with the local address, aligned as `cmsghdr` wants it.
@@ -26,21 +26,44 @@ pub struct LocalEnd {
     pub interface: u32,
 }
 
+/// Whether a port is one socket's or several's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Spread,
+}
+
 /// An unconnected UDP socket that serves many clients and knows which of its addresses each one used.
 #[derive(Debug)]
 pub struct UdpListener(OwnedFd);
 
 impl UdpListener {
-    /// Binds; port 0 lets the kernel choose one.
+    /// Binds; port 0 lets the kernel choose one. An IPv6 socket takes IPv6 only.
     ///
     /// # Errors
     /// `EADDRINUSE`: the port is taken; `EADDRNOTAVAIL`.
     pub fn bind(address: SocketAddr) -> Result<Self> {
+        Self::bind_as(address, Sharing::Alone)
+    }
+
+    /// Binds a port that several sockets of this user share: the kernel spreads clients over them (`SO_REUSEPORT`). An IPv6
+    /// socket for every address takes IPv4 as well, with mapped addresses.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`: another program has the port, or another user; `EADDRNOTAVAIL`.
+    pub fn bind_shared(address: SocketAddr) -> Result<Self> {
+        Self::bind_as(address, Sharing::Spread)
+    }
+
+    fn bind_as(address: SocketAddr, sharing: Sharing) -> Result<Self> {
         let what = format!("listen on UDP {address}");
         let bind = || {
             let socket = new_socket(&address, SocketType::DGRAM)?;
             if address.is_ipv6() {
-                sockopt::set_ipv6_v6only(&socket, true)?;
+                sockopt::set_ipv6_v6only(&socket, sharing == Sharing::Alone || !address.ip().is_unspecified())?;
+            }
+            if sharing == Sharing::Spread {
+                sockopt::set_socket_reuseport(&socket, true)?;
             }
             // As much as the system allows without asking for more: a burst must wait here for its turn.
             let _ = sockopt::set_socket_recv_buffer_size(&socket, 1 << 20);
@@ -123,16 +146,24 @@ pub struct Datagram<'a> {
 #[derive(Debug)]
 pub struct Datagrams {
     buffer: Vec<u8>,
+    /// Of the buffer, for each datagram, bytes.
+    room: usize,
     received: Vec<(usize, SocketAddr, LocalEnd)>,
 }
 
 impl Default for Datagrams {
+    /// With room for the largest datagrams.
     fn default() -> Self {
-        Self { buffer: vec![0; BATCH * ROOM], received: Vec::with_capacity(BATCH) }
+        Self::with_room(ROOM)
     }
 }
 
 impl Datagrams {
+    /// A batch with room for datagrams of up to `room` bytes; what is longer is cut.
+    pub fn with_room(room: usize) -> Self {
+        Self { buffer: vec![0; BATCH * room], room, received: Vec::with_capacity(BATCH) }
+    }
+
     /// Replaces the batch by what waits at a socket (recvmmsg). Whether more may be waiting.
     ///
     /// # Errors
@@ -143,11 +174,11 @@ impl Datagrams {
         let mut controls = [[0_u64; CONTROL]; BATCH];
         let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|_| EMPTY_VECTOR);
         let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|_| empty_header());
-        let rooms = self.buffer.chunks_exact_mut(ROOM);
+        let rooms = self.buffer.chunks_exact_mut(self.room);
         for ((((header, vector), name), control), room) in
             headers.iter_mut().zip(&mut vectors).zip(&mut names).zip(&mut controls).zip(rooms)
         {
-            *vector = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: ROOM };
+            *vector = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: self.room };
             header.msg_hdr.msg_name = ptr::from_mut(name).cast();
             header.msg_hdr.msg_namelen = mem::size_of_val(name) as libc::socklen_t;
             header.msg_hdr.msg_iov = vector;
@@ -183,7 +214,7 @@ impl Datagrams {
     /// One of them.
     pub fn get(&self, index: usize) -> Option<Datagram<'_>> {
         let (length, from, to) = *self.received.get(index)?;
-        let room = self.buffer.get(index * ROOM..)?;
+        let room = self.buffer.get(index * self.room..)?;
         Some(Datagram { bytes: room.get(..length)?, from, to })
     }
 
@@ -334,7 +365,7 @@ fn local_end(header: &libc::msghdr) -> LocalEnd {
 }
 
 /// Writes the control message that sets the source address and returns the length of all of them.
-fn encode_local_end(from: LocalEnd, control: &mut [u64; CONTROL]) -> usize {
+pub(super) fn encode_local_end(from: LocalEnd, control: &mut [u64; CONTROL]) -> usize {
     match from.address {
         IpAddr::V4(address) => {
             let info = libc::in_pktinfo {

@@ -48,7 +48,7 @@ pub fn open(settings: &Settings) -> Result<Box<dyn Mode>> {
 }
 
 /// How long a packet that entered a chain before it went may be on its way through it.
-const IN_FLIGHT: Duration = Duration::from_millis(100);
+const IN_FLIGHT: Duration = Duration::from_millis(500);
 
 /// Deletes the mode's tables. What the kernel calls goes first: a packet on its way through a table that is deleted
 /// whole no longer finds its Service in the maps, but still finds its address among the cluster IPs, and would be
