@@ -1,45 +1,36 @@
-//! `podwire dns`: the cluster's DNS server, as `coredns -conf Corefile`.
+//! `podwire dns`: the cluster's DNS server, as `coredns -conf Corefile`; on a node, with `-localip`, as NodeLocal
+//! DNSCache's `node-cache`.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv6Addr},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
+    path::PathBuf,
 };
 
-use anyhow::{Context, anyhow};
-use futures_util::{Stream, StreamExt};
+use anyhow::anyhow;
 use podwire_dns::{
-    cluster::Cluster,
-    program::{ClusterNeeds, Environment, Program},
+    program::{Environment, Program},
     server::Server,
-    view::View,
 };
-use podwire_k8s::{
-    Client,
-    convert::{self, Read},
-    k8s_openapi::api::core::v1::{Namespace, Pod},
-    kube::{Api, runtime::watcher::Config},
-};
-use podwire_model::{self as model, Name, ObjectName, Problem};
-use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use crate::{
-    daemon::{Stop, sleep},
-    update::{Update, logged, updates},
-};
+use crate::daemon::{Stop, sleep};
 
-/// Flags of `podwire dns`, as CoreDNS spells them.
+mod corefile;
+mod feed;
+mod node_local;
+
+use corefile::Source;
+use feed::Feed;
+use node_local::NodeLocal;
+
+/// Flags of `podwire dns`, as CoreDNS and `node-cache` spell them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The Corefile to serve.
     #[arg(long, value_name = "FILE", default_value = "Corefile")]
     conf: PathBuf,
+    #[command(flatten)]
+    node_local: node_local::Flags,
 }
 
 /// Serves DNS until SIGTERM or SIGINT, then for the Corefile's lame duck time.
@@ -47,19 +38,33 @@ pub struct Args {
 /// # Errors
 /// The Corefile is missing or wrong, the Kubernetes API cannot be used, or an address cannot be opened.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    if args.node_local.cleanup {
+        return node_local::clean_up(&args.node_local);
+    }
     let mut stop = Stop::new()?;
+    let source = Source::new(args.conf, &args.node_local);
+    let mut node_local = NodeLocal::start(args.node_local)?;
+    let served = serve(&source, &mut node_local, &mut stop).await;
+    // The server answers as long as anything leads to it.
+    node_local.end().await;
+    served.map(drop)
+}
+
+/// Serves until the lame duck time is over.
+async fn serve(source: &Source, node_local: &mut NodeLocal, stop: &mut Stop) -> anyhow::Result<Server> {
     let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    let mut corefile = fs::read_to_string(&args.conf)
-        .with_context(|| format!("cannot read {}, name the Corefile with -conf", args.conf.display()))?;
-    let program = build(&args.conf, &corefile, &environment)?;
-    let mut feed = Feed::start(program.cluster.clone(), &environment.cluster).await?;
+    let mut corefile = source.read()?;
+    let program = build(source, &corefile, &environment, node_local)?;
+    let mut feed = Feed::start(program.cluster.clone(), &environment, node_local.node()).await?;
     let mut server = Server::start(program, environment.clone()).await?;
     loop {
         let interval = server.program().reload;
         tokio::select! {
             () = stop.asked() => break,
+            () = node_local.waits_for(|| server.program().is_ready()) => node_local.take_over(true),
             () = sleep(interval) => {
-                if let Err(error) = reload(&args.conf, &mut corefile, &environment, &mut server, &mut feed).await {
+                let running = (&mut server, &mut feed);
+                if let Err(error) = reload(source, &mut corefile, &environment, running, node_local).await {
                     environment.metrics.count_failed_reload();
                     error!("the changed Corefile is refused, the running one stays in force: {error:#}");
                 }
@@ -67,138 +72,48 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     info!("stopping, after {:?} as lame duck", server.program().lameduck);
+    node_local.take_over(false);
     tokio::select! {
         () = server.drain() => {}
         () = stop.asked() => {}
     }
-    Ok(())
+    Ok(server)
 }
 
-fn build(path: &Path, corefile: &str, environment: &Environment) -> anyhow::Result<Program> {
-    Program::new(corefile, environment).map_err(|error| anyhow!("{}:{error}", path.display()))
+fn build(
+    source: &Source,
+    corefile: &str,
+    environment: &Environment,
+    node_local: &NodeLocal,
+) -> anyhow::Result<Program> {
+    let program = Program::new(corefile, environment).map_err(|error| anyhow!("{}:{error}", source.path().display()));
+    program.map(|program| node_local.at_its_addresses(program))
 }
 
 /// Takes the Corefile over if its text differs from `known`. A refused text is not tried again.
 async fn reload(
-    path: &Path,
+    source: &Source,
     known: &mut String,
     environment: &Environment,
-    server: &mut Server,
-    feed: &mut Feed,
+    (server, feed): (&mut Server, &mut Feed),
+    node_local: &NodeLocal,
 ) -> anyhow::Result<()> {
     // While the kubelet swaps a ConfigMap the file may be missing for a moment.
-    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let Ok(text) = source.read() else { return Ok(()) };
     if text == *known {
         return Ok(());
     }
     *known = text;
-    let program = build(path, known, environment)?;
+    let program = build(source, known, environment, node_local)?;
     let needs = program.cluster.clone();
     let new_feed = match needs == feed.needs {
         true => None,
-        false => Some(Feed::start(needs, &environment.cluster).await?),
+        false => Some(Feed::start(needs, environment, node_local.node()).await?),
     };
     server.replace(program).await?;
     if let Some(new_feed) = new_feed {
         *feed = new_feed;
     }
-    info!("took over the changed Corefile {}", path.display());
+    info!("took over the changed Corefile {}", source.path().display());
     Ok(())
-}
-
-/// The watches that keep the view of the cluster; dropping it ends them.
-struct Feed {
-    needs: Option<ClusterNeeds>,
-    _tasks: JoinSet<()>,
-}
-
-impl Feed {
-    async fn start(needs: Option<ClusterNeeds>, cluster: &Arc<Cluster>) -> anyhow::Result<Self> {
-        let mut tasks = JoinSet::new();
-        let Some(wanted) = &needs else { return Ok(Self { needs, _tasks: tasks }) };
-        let client = Client::from_kubeconfig_or_cluster(wanted.kubeconfig.clone()).await;
-        let client = client.context("directive kubernetes (outside a pod it needs its option kubeconfig)")?.kube();
-        let missing = Arc::new(AtomicUsize::new(if wanted.pods { 4 } else { 3 }));
-        let sink = || Sink { cluster: cluster.clone(), missing: missing.clone() };
-        let all = Config::default;
-        tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), convert::service), apply_service));
-        tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), convert::endpoint_slice), apply_slice));
-        tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), namespace_name), apply_namespace));
-        if wanted.pods {
-            tasks.spawn(sink().drain(updates(Api::all(client), all(), pod_addresses), apply_pod));
-        }
-        Ok(Self { needs, _tasks: tasks })
-    }
-}
-
-/// Where the events of one watch go.
-struct Sink {
-    cluster: Arc<Cluster>,
-    /// How many watches have not delivered their first complete state.
-    missing: Arc<AtomicUsize>,
-}
-
-impl Sink {
-    async fn drain<V>(self, updates: impl Stream<Item = (Update<V>, Vec<Problem>)>, apply: fn(&mut View, Update<V>)) {
-        let mut updates = std::pin::pin!(updates.map(logged));
-        let mut first = true;
-        while let Some(update) = updates.next().await {
-            let complete = matches!(update, Update::All(_));
-            self.cluster.update(unix_seconds(), |view| apply(view, update));
-            if complete && std::mem::take(&mut first) && self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.cluster.set_synced();
-                info!("the cluster's names are known");
-            }
-        }
-    }
-}
-
-/// Seconds since 1970, for the SOA serial number; it wraps in 2106 as RFC 1982 foresees.
-fn unix_seconds() -> u32 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
-}
-
-fn apply_service(view: &mut View, update: Update<model::Service>) {
-    match update {
-        Update::All(services) => view.replace_services(services),
-        Update::One(service) => view.apply_service(service),
-        Update::Gone(name) => view.delete_service(&name),
-    }
-}
-
-fn apply_slice(view: &mut View, update: Update<model::EndpointSlice>) {
-    match update {
-        Update::All(slices) => view.replace_slices(slices),
-        Update::One(slice) => view.apply_slice(slice),
-        Update::Gone(name) => view.delete_slice(&name),
-    }
-}
-
-fn apply_namespace(view: &mut View, update: Update<Name>) {
-    match update {
-        Update::All(names) => view.replace_namespaces(names),
-        Update::One(name) => view.apply_namespace(name),
-        Update::Gone(name) => view.delete_namespace(&name.name),
-    }
-}
-
-fn apply_pod(view: &mut View, update: Update<(ObjectName, Vec<IpAddr>)>) {
-    match update {
-        Update::All(pods) => view.replace_pods(pods),
-        Update::One((name, addresses)) => view.apply_pod(name, addresses),
-        Update::Gone(name) => view.delete_pod(&name),
-    }
-}
-
-/// A Pod's addresses; none once it has ended, since they may be another's by then.
-fn pod_addresses(object: &Pod) -> Read<(ObjectName, Vec<IpAddr>)> {
-    let status =
-        object.status.as_ref().filter(|status| !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
-    let ips = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten());
-    let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).collect();
-    Some((convert::object_name(&object.metadata), addresses)).into()
-}
-
-fn namespace_name(object: &Namespace) -> Read<Name> {
-    object.metadata.name.as_deref().map(Name::from).into()
 }

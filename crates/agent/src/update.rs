@@ -4,10 +4,10 @@ use std::fmt::Debug;
 
 use futures_util::{Stream, StreamExt};
 use podwire_k8s::{
-    Event,
+    Checks, Event,
     convert::Read,
     kube::{Api, Resource, ResourceExt, runtime::watcher::Config},
-    watch_as,
+    watch_checked,
 };
 use podwire_model::{ObjectName, Problem};
 use serde::de::DeserializeOwned;
@@ -25,17 +25,18 @@ pub enum Update<V> {
 }
 
 /// Watches what `read` makes of each object, for ever, with what is wrong with the objects. One that nothing can be used
-/// of counts as gone.
+/// of counts as gone. A watch that goes quiet is started anew.
 pub fn updates<K, V>(
     api: Api<K>,
     config: Config,
-    read: impl Fn(&K) -> Read<V> + Send + 'static,
+    checks: Checks,
+    read: impl Fn(&K) -> Read<V> + Send + Sync + 'static,
 ) -> impl Stream<Item = (Update<V>, Vec<Problem>)> + Send
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     V: Send + 'static,
 {
-    watch_as(api, config, move |object| Named::read(&object, &read)).map(Update::new)
+    watch_checked(api, config, checks, move |object| Named::read(&object, &read)).map(Update::new)
 }
 
 /// Logs what is wrong with the objects of an update, for who has no better place for it.

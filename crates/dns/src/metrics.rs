@@ -45,6 +45,8 @@ pub struct Metrics {
     pub(crate) cache_misses: Counter,
     pub(crate) forward_failures: Counter,
     pub(crate) reloads_failed: Counter,
+    pub(crate) autopath_successes: Counter,
+    pub(crate) watch_restarts: Counter,
 }
 
 impl Default for Metrics {
@@ -60,6 +62,8 @@ impl Default for Metrics {
             cache_misses: Counter::default(),
             forward_failures: Counter::default(),
             reloads_failed: Counter::default(),
+            autopath_successes: Counter::default(),
+            watch_restarts: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
@@ -74,6 +78,8 @@ impl Default for Metrics {
         registry.register("cache_misses", "Questions not in the cache", metrics.cache_misses.clone());
         registry.register("forward_failures", "Questions no upstream answered", metrics.forward_failures.clone());
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
+        registry.register("autopath_success", "Searches done for clients", metrics.autopath_successes.clone());
+        registry.register("kubernetes_watch_restarts", "Watches that went quiet", metrics.watch_restarts.clone());
         metrics
     }
 }
@@ -90,6 +96,11 @@ impl Metrics {
     /// Counts a changed Corefile that was refused.
     pub fn count_failed_reload(&self) {
         self.reloads_failed.inc();
+    }
+
+    /// Counts a watch of the Kubernetes API that went quiet and was started anew.
+    pub fn count_watch_restart(&self) {
+        self.watch_restarts.inc();
     }
 
     pub(crate) fn observe(&self, server: ServerLabels, duration: Duration) {

@@ -66,6 +66,8 @@ impl Page {
 pub struct ClusterNeeds {
     /// Pods too: `pods verified`.
     pub pods: bool,
+    /// Those that ask: `autopath`.
+    pub clients: bool,
     /// Option `kubeconfig`; otherwise the pod's service account.
     pub kubeconfig: Option<PathBuf>,
 }

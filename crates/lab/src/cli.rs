@@ -84,6 +84,9 @@ pub struct UpArgs {
     /// Give nodes, pods and Services IPv6 addresses besides.
     #[arg(long)]
     dual_stack: bool,
+    /// Answer cluster DNS on every node for its own pods, as NodeLocal DNSCache does.
+    #[arg(long)]
+    node_local_dns: bool,
     /// The largest packet between nodes, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = topology::MTU)]
     mtu: u32,
@@ -170,6 +173,7 @@ fn up(args: UpArgs) -> Result<()> {
         backend: args.backend,
         subnets: args.subnets,
         dual_stack: args.dual_stack,
+        node_local_dns: args.node_local_dns,
         mtu: args.mtu,
     };
     let started = Instant::now();

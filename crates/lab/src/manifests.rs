@@ -8,7 +8,7 @@ use podwire_k8s::kube::{
 
 use crate::{
     error::{Error, Result},
-    topology::{API_PORT, CLUSTER_DOMAIN, GATEWAY, Options, POD_CIDR_V6},
+    topology::{API_PORT, CLUSTER_DOMAIN, GATEWAY, NODE_LOCAL_DNS, Options, POD_CIDR_V6},
 };
 
 const FILES: [(&str, &str); 3] = [
@@ -16,6 +16,9 @@ const FILES: [(&str, &str); 3] = [
     ("kube-proxy.yaml", include_str!("../manifests/kube-proxy.yaml")),
     ("coredns.yaml", include_str!("../manifests/coredns.yaml")),
 ];
+
+/// What runs besides in a lab with `--node-local-dns`.
+const NODE_LOCAL_DNS_FILE: (&str, &str) = ("node-local-dns.yaml", include_str!("../manifests/node-local-dns.yaml"));
 
 /// The objects, with the lab's addresses filled in, in the order to create them.
 ///
@@ -33,10 +36,11 @@ pub fn objects(options: &Options) -> Result<Vec<DynamicObject>> {
         ("{{api-host}}", GATEWAY.to_string()),
         ("{{api-port}}", API_PORT.to_string()),
         ("{{cluster-dns}}", options.cluster_dns().to_string()),
+        ("{{node-local-dns}}", NODE_LOCAL_DNS.to_string()),
         ("{{cluster-domain}}", CLUSTER_DOMAIN.to_owned()),
     ];
     let mut objects = Vec::new();
-    for (file, template) in FILES {
+    for (file, template) in FILES.into_iter().chain(options.node_local_dns.then_some(NODE_LOCAL_DNS_FILE)) {
         let text = values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(name, value));
         for document in text.split("\n---\n").skip(1) {
             let object = serde_saphyr::from_str(document)
@@ -75,7 +79,7 @@ mod tests {
     fn every_manifest_is_filled_in() {
         let stock = Options::stock("x");
         let (pod_cidr, service_cidr) = ("10.1.0.0/16".parse().unwrap(), "10.2.0.0/16".parse().unwrap());
-        let options = Options { pod_cidr, service_cidr, dual_stack: true, ..stock };
+        let options = Options { pod_cidr, service_cidr, dual_stack: true, node_local_dns: true, ..stock };
         let objects = objects(&options).unwrap();
         let names: Vec<_> = objects
             .iter()
@@ -92,6 +96,9 @@ mod tests {
             "ConfigMap/coredns",
             "Service/kube-dns",
             "Deployment/coredns",
+            "ServiceAccount/node-local-dns",
+            "ConfigMap/node-local-dns",
+            "DaemonSet/node-local-dns",
         ];
         assert_eq!(names, expected);
         assert!(objects.iter().all(|object| object.metadata.namespace.as_deref() == Some("kube-system")));

@@ -31,7 +31,7 @@ use crate::{
     progress::Progress,
     ready,
     state::{Directory, Running, RunningMachine},
-    topology::{self, API_PORT, CLUSTER_DOMAIN, GATEWAY, Machine, Options},
+    topology::{self, API_PORT, CLUSTER_DOMAIN, GATEWAY, Machine, NODE_LOCAL_DNS, Options},
     underlay::Underlay,
 };
 
@@ -156,7 +156,14 @@ impl Lab {
             for (name, network) in networks.iter().filter(|(name, _)| *name != topology::CLIENT_NAME) {
                 ready::dns(network, options.cluster_dns()).await.trying(|| format!("ask cluster DNS from {name}"))?;
             }
-            Progress::Step(format!("cluster DNS answers at {} from every node", options.cluster_dns())).send()
+            Progress::Step(format!("cluster DNS answers at {} from every node", options.cluster_dns())).send()?;
+            if options.node_local_dns {
+                for (name, network) in networks.iter().filter(|(name, _)| *name != topology::CLIENT_NAME) {
+                    ready::dns(network, NODE_LOCAL_DNS).await.trying(|| format!("ask {name}'s own DNS server"))?;
+                }
+                Progress::Step(format!("each node answers itself at {NODE_LOCAL_DNS}")).send()?;
+            }
+            Ok(())
         };
         tokio::select! {
             done = wait => done,

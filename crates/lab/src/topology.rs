@@ -45,6 +45,8 @@ pub const POD_CIDR_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10,
 pub const NODE_MASK_V6: u8 = 64;
 /// The Services' IPv6 addresses, in a lab with `--dual-stack`: the range that kind uses.
 pub const SERVICE_CIDR_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0), 112);
+/// Where DNS answers on every node alike, in a lab with `--node-local-dns` (NodeLocal DNSCache's usual address).
+pub const NODE_LOCAL_DNS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 /// As on a plain Ethernet; overlays subtract from it.
 pub const MTU: u32 = 1500;
 
@@ -76,6 +78,8 @@ pub struct Options {
     pub subnets: u8,
     /// Whether nodes, pods and Services have IPv6 addresses besides.
     pub dual_stack: bool,
+    /// Whether cluster DNS runs on every node, besides its Deployment.
+    pub node_local_dns: bool,
     /// The largest packet between nodes, in bytes.
     pub mtu: u32,
 }
@@ -148,6 +152,7 @@ impl Options {
             backend: Backend::default(),
             subnets: 1,
             dual_stack: false,
+            node_local_dns: false,
             mtu: MTU,
         }
     }

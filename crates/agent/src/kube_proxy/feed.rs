@@ -5,7 +5,7 @@ use std::{pin::pin, sync::mpsc};
 use anyhow::bail;
 use futures_util::StreamExt;
 use podwire_k8s::{
-    Client, Event,
+    Checks, Client, Event,
     convert::{self, Read},
     k8s_openapi::{
         api::{core::v1 as core, discovery::v1 as discovery, networking::v1::ServiceCIDR},
@@ -35,8 +35,10 @@ pub async fn feed(client: &Client, node: &str, inputs: &mpsc::Sender<Input>, sta
     let ours = all().labels("!service.kubernetes.io/service-proxy-name");
     let with_rules = all().labels("!service.kubernetes.io/headless");
     let mine = all().fields(&format!("metadata.name={node}"));
-    let mut services = pin!(updates(Api::all(kube.clone()), ours, convert::service));
-    let mut slices = pin!(updates(Api::all(kube.clone()), with_rules, slice));
+    let restarts = state.metrics.watch_restarts.clone();
+    let checks = Checks::new(move || _ = restarts.inc());
+    let mut services = pin!(updates(Api::all(kube.clone()), ours, checks.clone(), convert::service));
+    let mut slices = pin!(updates(Api::all(kube.clone()), with_rules, checks, slice));
     let mut nodes = pin!(podwire_k8s::watch::<core::Node>(Api::all(kube.clone()), mine));
     let mut ranges = pin!(service_ranges(kube));
     loop {

@@ -58,6 +58,8 @@ pub struct Metrics {
     pub switches: Counter,
     /// 1 while another mode than the configured one is at work.
     pub fallback: Gauge,
+    /// Watches that went quiet and were started anew.
+    pub watch_restarts: Counter,
     /// Ports for health checks that cannot be listened on, now.
     pub health_check_failures: Gauge,
 }
@@ -115,6 +117,8 @@ impl Metrics {
             switches: make.counter("podwire_proxy_mode_switches", "Times that a mode took over from another"),
             fallback: make
                 .gauge("podwire_proxy_mode_fallback", "1 while another mode than the configured one is at work"),
+            watch_restarts: make
+                .counter("podwire_proxy_watch_restarts", "Watches that went quiet and were started anew"),
             health_check_failures: make
                 .gauge("podwire_proxy_health_check_failures", "Health check ports that cannot be listened on, now"),
         };

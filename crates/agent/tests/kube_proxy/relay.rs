@@ -1,11 +1,13 @@
-//! Stands between a client and the API server, so that the API can go away and come back.
+//! Stands between a client and the API server, so that the API can go away and come back, or fall silent.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::{
-    io,
+    io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -21,6 +23,8 @@ struct Shared {
     away: AtomicBool,
     ended: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
+    /// How often connections were silenced: those that were open before stay so, and pass nothing on.
+    silenced: AtomicUsize,
 }
 
 impl Relay {
@@ -50,6 +54,11 @@ impl Relay {
             self.shared.cut();
         }
     }
+
+    /// Lets nothing more pass on the connections that there are; those that come from now on work.
+    pub fn silence(&self) {
+        self.shared.silenced.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Relay {
@@ -62,12 +71,20 @@ impl Drop for Relay {
 }
 
 impl Shared {
-    fn pass(&self, client: TcpStream, server: TcpStream) {
+    fn pass(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
         let mut open = self.open.lock().unwrap();
         open.extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+        let since = self.silenced.load(Ordering::SeqCst);
         for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+            let shared = self.clone();
             thread::spawn(move || {
-                let _ = io::copy(&mut from, &mut to);
+                let mut buffer = [0; 16 << 10];
+                while let Ok(length @ 1..) = from.read(&mut buffer) {
+                    let silent = shared.silenced.load(Ordering::SeqCst) > since;
+                    if !silent && to.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
                 let _ = to.shutdown(Shutdown::Write);
             });
         }

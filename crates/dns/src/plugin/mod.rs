@@ -1,5 +1,6 @@
 //! The plugins, and the table that says which directives there are and in which order they run.
 
+mod autopath;
 mod bind;
 mod cache;
 mod errors;
@@ -115,7 +116,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("loadbalance", Yes(loadbalance::setup)),
     ("tsig", NotYet),
     ("rewrite", NotYet),
-    ("autopath", NotYet),
+    ("autopath", Yes(autopath::setup)),
     ("acl", NotYet),
     ("cache", Yes(cache::setup)),
     ("header", NotYet),

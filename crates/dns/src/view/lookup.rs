@@ -101,6 +101,14 @@ impl View {
         self.pod_addresses.of(address).iter().any(|pod| &*pod.namespace == namespace)
     }
 
+    /// The Namespace of the Pod that has this address; `None` where Pods of several Namespaces have it, as those on the
+    /// network of a node do.
+    pub fn namespace_of(&self, address: IpAddr) -> Option<&str> {
+        let mut pods = self.pod_addresses.get(&address)?.iter();
+        let namespace = &pods.next()?.namespace;
+        pods.all(|pod| pod.namespace == *namespace).then_some(namespace)
+    }
+
     fn service(&self, name: &ServiceName<'_>) -> Option<(&Service, &Entry)> {
         let entry = self.namespaces.get(name.namespace)?.get(name.service)?;
         Some((entry.service.as_ref()?, entry))

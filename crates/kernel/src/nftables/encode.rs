@@ -118,7 +118,10 @@ fn push_expressions(w: &mut Writer, rule: &Rule) {
     for expression in &rule.expressions {
         w.nest(uapi::LIST_ELEM, |w| {
             w.string(uapi::expr::NAME, Expr::name(expression));
-            w.nest(uapi::expr::DATA, |w| push_expr(w, expression));
+            // The kernel lists this one without attributes, and what was sent must be found in what is listed.
+            if *expression != Expr::Notrack {
+                w.nest(uapi::expr::DATA, |w| push_expr(w, expression));
+            }
         });
     }
 }

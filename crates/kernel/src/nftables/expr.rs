@@ -233,6 +233,9 @@ pub enum Expr {
     Reject(RejectWith),
     /// Counts packets and bytes.
     Counter,
+    /// Keeps the packet out of connection tracking, and so of address translation; for chains before it
+    /// ([`priority::RAW`](super::priority::RAW)).
+    Notrack,
 }
 
 impl Expr {
@@ -253,6 +256,7 @@ impl Expr {
             Self::Masquerade { .. } => "masq",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
+            Self::Notrack => "notrack",
         }
     }
 
@@ -336,7 +340,7 @@ pub(super) fn push_expr(w: &mut Writer, expr: &Expr) {
         Expr::Remove { map, key, value } => push_update(w, map, (*key, *value), None),
         Expr::Verdict(verdict) => push_immediate(w, verdict),
         Expr::Dnat { family, address, port } => push_dnat(w, *family, *address, *port),
-        Expr::Masquerade { flags: 0 } | Expr::Counter => {}
+        Expr::Masquerade { flags: 0 } | Expr::Counter | Expr::Notrack => {}
         Expr::Masquerade { flags } => w.be32(1, *flags),
         Expr::Reject(with) => push_reject(w, *with),
     }

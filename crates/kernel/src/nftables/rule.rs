@@ -1,6 +1,6 @@
 //! A builder of rules that spells the usual statements as expressions.
 
-use podwire_model::{Family, IpNet, Name};
+use podwire_model::{Family, IpNet, Name, Protocol};
 
 use super::{Ct, Expr, Field, Header, Is, Meta, Reg, RejectWith, Side, Value, Verdict};
 
@@ -85,6 +85,19 @@ impl Rule {
     #[must_use]
     pub fn destination(self, is: Is, net: IpNet) -> Self {
         self.address(Side::Destination, is, net)
+    }
+
+    /// `udp dport PORT` (or `tcp`, `sctp`; `sport` for [`Side::Source`]).
+    #[must_use]
+    pub fn port(self, protocol: Protocol, side: Side, port: u16) -> Self {
+        let offset = match side {
+            Side::Source => 0,
+            Side::Destination => 2,
+        };
+        self.expr(Expr::Meta { key: Meta::L4Proto, to: Reg(0) })
+            .cmp(Is::Equal, &[protocol.number()])
+            .expr(Expr::Payload { header: Header::Transport, offset, length: 2, to: Reg(0) })
+            .cmp(Is::Equal, &port.to_be_bytes())
     }
 
     /// `fib saddr type [!=] local` (or `daddr`): the address is one of this machine's.
@@ -205,6 +218,12 @@ impl Rule {
     pub fn reject(self) -> Self {
         let family = self.family;
         self.expr(Expr::Reject(RejectWith::PortUnreachable(family)))
+    }
+
+    /// `notrack`.
+    #[must_use]
+    pub fn notrack(self) -> Self {
+        self.expr(Expr::Notrack)
     }
 
     /// `accept`.

@@ -1,6 +1,9 @@
 use std::{net::IpAddr, process::Command, time::Duration};
 
-use podwire_model::Family::{V4, V6};
+use podwire_model::{
+    Family::{V4, V6},
+    Protocol,
+};
 
 use super::*;
 use crate::test_support::in_new_netns;
@@ -100,6 +103,7 @@ fn sample() -> (Table, Batch) {
     batch.add_chain(&table, Chain::base("prerouting", ChainKind::Nat, Hook::Prerouting, priority::DSTNAT));
     batch.add_chain(&table, Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, priority::SRCNAT));
     batch.add_chain(&table, Chain::base("forward", ChainKind::Filter, Hook::Forward, priority::FILTER));
+    batch.add_chain(&table, Chain::base("early", ChainKind::Filter, Hook::Output, priority::RAW));
 
     let pods = "10.244.0.0/16".parse().unwrap();
     batch.add_rule(&table, "to-mark", Rule::new(V4).set_mark_bits(0x4000));
@@ -134,6 +138,11 @@ fn sample() -> (Table, Batch) {
     batch.add_rule(&table, "forward", Rule::new(V4).ct_status(ct_status::DST_NAT).accept());
     batch.add_rule(&table, "forward", Rule::new(V4).input_name(Is::Equal, "eth0").expr(Expr::Counter).accept());
     batch.add_rule(&table, "forward", Rule::new(V4).input_prefix(Is::Not, "veth").accept());
+    let local = "169.254.20.10/32".parse().unwrap();
+    let to = Rule::new(V4).destination(Is::Equal, local).port(Protocol::Udp, Side::Destination, 53);
+    batch.add_rule(&table, "early", to.notrack());
+    let from = Rule::new(V4).source(Is::Equal, local).port(Protocol::Tcp, Side::Source, 53);
+    batch.add_rule(&table, "early", from.notrack());
 
     let service = Value::concat(&[addr("10.96.0.10"), Datum::Proto(17), Datum::Port(53)]);
     let goto = Mapped::Verdict(Verdict::Goto("pick-3".into()));
@@ -234,6 +243,12 @@ const LISTED: &str = r#"table ip sample {
 		ct status dnat accept
 		iifname "eth0" counter packets 0 bytes 0 accept
 		iifname != "veth*" accept
+	}
+
+	chain early {
+		type filter hook output priority raw; policy accept;
+		ip daddr 169.254.20.10 udp dport 53 notrack
+		ip saddr 169.254.20.10 tcp sport 53 notrack
 	}
 }
 "#;
@@ -411,7 +426,7 @@ fn a_rule_is_recognised_in_what_the_kernel_lists() {
             });
             rules.collect()
         };
-        for chain in ["to-mark", "pick-3", "prerouting", "postrouting", "forward"] {
+        for chain in ["to-mark", "pick-3", "prerouting", "postrouting", "forward", "early"] {
             let listed: Vec<_> =
                 kernel.rules(&table).unwrap().into_iter().filter(|rule| &*rule.chain == chain).collect();
             let made = made(chain);
@@ -554,6 +569,6 @@ fn a_failing_fake_fails_a_tenth_and_keeps_its_state() {
     assert_eq!(*fake.ruleset(), before, "a refused transaction changed something");
     fake.heal();
     fake.commit(&other).unwrap();
-    assert_eq!(fake.chains(&table).unwrap().len(), 6);
+    assert_eq!(fake.chains(&table).unwrap().len(), 7);
     assert_eq!(fake.take_commits()[0], batch);
 }

@@ -2,6 +2,7 @@
 
 mod ipvs;
 mod modes;
+mod names;
 mod network;
 mod scenes;
 mod stage;

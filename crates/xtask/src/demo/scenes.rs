@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{modes, network, stage::Stage};
+use super::{modes, names, network, stage::Stage};
 
 const HELLO: &str = r#"Hello MyApp | Version: v2 | <a href="hostname.html">Pod Name</a>"#;
 /// Requests of one balance check: with three pods, each misses all of them with a chance of (2/3)^60 ≈ 10⁻¹¹.
 const REQUESTS: usize = 60;
 const PODS: &str = "kubectl get pods -l app=myapp -o wide";
-const SERVICE_NAME: &str = "myservice.default.svc.cluster.local";
+pub(super) const SERVICE_NAME: &str = "myservice.default.svc.cluster.local";
 
 /// Plays every scene on a new lab.
 pub fn play(stage: &mut Stage) -> Result<()> {
@@ -107,13 +107,8 @@ fn headless(stage: &mut Stage) -> Result<()> {
         stage.ask("kubectl get pods -n kube-system -l k8s-app=kube-dns -o jsonpath='{.items[0].status.podIP}'")?;
     stage.say(&format!("{dns} is the DNS pod's own address, as in the seed's dig"));
     names_follow_pods(stage, &dns, 3);
-    stage.show("kubectl scale deployment/demo2 --replicas=6").succeeds("replicas: 6");
-    rolled_out(stage);
-    names_follow_pods(stage, &dns, 6);
-    stage.show("kubectl scale deployment/demo2 --replicas=3").succeeds("and back to 3");
-    rolled_out(stage);
-    names_follow_pods(stage, &dns, 3);
-    Ok(())
+    names::follow_at_once(stage, &dns)?;
+    names::of_pods(stage, &dns)
 }
 
 fn node_port(stage: &mut Stage) -> Result<()> {
@@ -240,7 +235,7 @@ pub(super) fn balance(stage: &mut Stage, from: &str, url: &str, pods: usize) {
 }
 
 /// `dig` must list exactly the addresses of the ready pods. Watches take a moment, so it asks until they agree.
-fn names_follow_pods(stage: &mut Stage, dns: &str, count: usize) {
+pub(super) fn names_follow_pods(stage: &mut Stage, dns: &str, count: usize) {
     let dig = format!("podwire lab exec node1 -- dig +short {SERVICE_NAME} @{dns}");
     let pods = "kubectl get pods -l app=myapp --field-selector=status.phase=Running -o jsonpath='{range .items[*]}{.status.podIP}{\"\\n\"}{end}'";
     let sorted = |text: String| {

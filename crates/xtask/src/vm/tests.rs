@@ -48,6 +48,7 @@ const TESTS: &[Row] = &[
     Row { name: "nftables", folder: "proxy", target: Some("nftables"), args: &["golden"], modes: None },
     Row { name: "iptables", folder: "proxy", target: Some("iptables"), args: &["golden"], modes: None },
     Row { name: "ipvs", folder: "proxy", target: Some("ipvs"), args: &["real"], modes: None },
+    Row { name: "node_local", folder: "agent", target: Some("node_local"), args: &[], modes: None },
     Row { name: "packets", folder: "proxy", target: Some("packets"), args: &[], modes: Some("ipvs,nftables") },
 ];
 /// How long all of them may take.

@@ -246,7 +246,9 @@ impl Machine<'_> {
             Expr::Masquerade { .. } => return Ok(Next::End(End::Masqueraded)),
             Expr::Reject(_) => return Ok(Next::End(End::Rejected)),
             Expr::Counter => {}
-            Expr::Meta { .. } | Expr::Ct { .. } | Expr::Verdict(_) => return Err(format!("unknown {expr:?}")),
+            Expr::Meta { .. } | Expr::Ct { .. } | Expr::Verdict(_) | Expr::Notrack => {
+                return Err(format!("unknown {expr:?}"));
+            }
         }
         Ok(Next::Expression)
     }
