@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     cluster::Cluster,
-    corefile::{Block, Corefile, CorefileError, Directive, Word, ZoneKey},
+    corefile::{Block, Corefile, CorefileError, Directive, Loader, System, Word, ZoneKey},
     message::DnsName,
     metrics::Metrics,
     plugin::{PLUGINS, Plugin, Support},
@@ -30,12 +30,15 @@ pub struct Environment {
     pub metrics: Arc<Metrics>,
     /// The source of unpredictable numbers.
     pub random: Arc<Random>,
+    /// Where imported files and the values of variables come from.
+    pub loader: Arc<dyn Loader>,
 }
 
 impl Environment {
-    /// An environment with an empty cluster that listens on `listen`.
+    /// An environment with an empty cluster that listens on `listen`; imported files are looked for in the current folder.
     pub fn new(listen: IpAddr) -> Self {
-        Self { listen, cluster: Arc::default(), metrics: Arc::default(), random: Arc::default() }
+        let loader = Arc::new(System::default());
+        Self { listen, cluster: Arc::default(), metrics: Arc::default(), random: Arc::default(), loader }
     }
 }
 
@@ -91,10 +94,22 @@ impl Program {
     /// # Errors
     /// The first thing that is wrong or not supported, with line and column.
     pub fn new(corefile: &str, environment: &Environment) -> Result<Self, CorefileError> {
+        Self::of(&Corefile::parse(corefile, &*environment.loader)?, environment)
+    }
+
+    /// Builds a parsed Corefile.
+    ///
+    /// # Errors
+    /// The first thing that is wrong or not supported, with line and column.
+    pub fn of(corefile: &Corefile, environment: &Environment) -> Result<Self, CorefileError> {
+        Self::assemble(&corefile.blocks, environment).map_err(|error| corefile.explain(error))
+    }
+
+    fn assemble(blocks: &[Block], environment: &Environment) -> Result<Self, CorefileError> {
         let mut program = Self::default();
         let mut sites: BTreeMap<SocketAddr, Vec<(ZoneKey, Chain)>> = BTreeMap::new();
-        for block in Corefile::parse(corefile)?.blocks {
-            let (chain, addresses) = program.build(&block, environment)?;
+        for block in blocks {
+            let (chain, addresses) = program.build(block, environment)?;
             for (key, address) in block.keys.iter().flat_map(|key| addresses.iter().map(move |address| (key, *address)))
             {
                 let sites = sites.entry(SocketAddr::new(address, key.port)).or_default();

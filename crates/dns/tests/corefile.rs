@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use common::{LOCALHOST, STOCK_COREFILE};
+use common::{Folder, LOCALHOST, STOCK_COREFILE};
 use podwire_dns::{
-    corefile::{Corefile, reverse_zones},
+    corefile::{Corefile, Directive, Loader, Nothing, System, reverse_zones},
     program::{Environment, Page, Program},
 };
 
@@ -49,7 +49,7 @@ fn keys_quotes_comments_and_nesting() {
             template IN A { answer \"{{ .Name }} \\\"x\\\" #\"
                 nested { deeper } }
         }";
-    let corefile = Corefile::parse(text).unwrap();
+    let corefile = Corefile::parse(text, &Nothing).unwrap();
     let keys: Vec<String> = corefile.blocks[0].keys.iter().map(ToString::to_string).collect();
     assert_eq!(keys[0], "cluster.local.:54");
     assert_eq!((keys[1].as_str(), keys[16].as_str()), ("96.10.in-addr.arpa.:55", "111.10.in-addr.arpa.:55"));
@@ -87,9 +87,12 @@ fn complaints_name_line_and_column() {
         ("a..b {\n}", "1:1: \"a..b\" is not a domain name: empty label"),
         ("tls://. {\n}", "1:1: transport \"tls\" is not supported yet, only dns"),
         ("a {\n}\nb a {\n}", "3:3: zone a.:53 is already served by the block at 1:1"),
-        ("(x) {\n}", "1:1: snippets and import are not supported yet"),
+        ("(x) {\n}", "1:1: no server block, expected one such as \".:53 { … }\""),
         (". {\n log \"a\nb\n}", "2:6: this quote is never closed"),
-        (". {\n errors\n forward . {$UPSTREAM}\n}", "3:12: environment variable {$UPSTREAM} is not supported yet"),
+        (
+            ". {\n errors\n forward . {$PODWIRE_UNSET}\n}",
+            "3:12: forward: \"\" is neither an address nor a file such as /etc/resolv.conf",
+        ),
         (". {\n erors\n}", "2:2: unknown directive \"erors\""),
         (". {\n errors\n\thosts /etc/hosts\n}", "3:2: directive \"hosts\" is not supported yet"),
         (". {\n rewrite name a b\n}", "2:2: directive \"rewrite\" is not supported yet"),
@@ -140,4 +143,124 @@ fn what_is_not_wrong_is_accepted() {
     ] {
         assert_eq!(complaint(text), "accepted", "{text:?}");
     }
+}
+
+/// Files and variables as a table.
+struct Table(&'static [(&'static str, &'static str)]);
+
+impl Loader for Table {
+    fn variable(&self, name: &str) -> Option<String> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    fn files(&self, pattern: &str) -> io::Result<Vec<(String, String)>> {
+        let found = self.0.iter().filter(|(name, _)| name.starts_with(pattern.trim_end_matches('*')));
+        let found: Vec<_> = found.map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        if found.is_empty() && !pattern.ends_with('*') {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no such file"));
+        }
+        Ok(found)
+    }
+}
+
+/// The directives on one line each: `name args { body }`.
+fn flat(directives: &[Directive]) -> String {
+    let line = |line: &Directive| {
+        let words: Vec<_> = [&line.name].into_iter().chain(&line.args).map(|word| format!("<{}>", word.text)).collect();
+        let body = if line.body.is_empty() { String::new() } else { format!("{{{}}}", flat(&line.body)) };
+        words.join("") + &body
+    };
+    directives.iter().map(line).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn snippets_imports_and_variables() {
+    let table = Table(&[
+        ("part", "errors\nlog {\n class all\n}"),
+        ("conf.d/a", "a {\n import common 5\n}"),
+        ("conf.d/b", "b {\n import conf.d/a.none*\n}\n(late) {\n loop\n}"),
+        ("UPSTREAM", "10.0.0.1 {"),
+        ("ZONES", "x,y"),
+        ("TRICK", "}"),
+    ]);
+    for (text, wanted) in [
+        (
+            "(s) {\n errors\n cache 30 {\n  success 1\n }\n}\n. {\n import s\n loop\n}",
+            "<errors> <cache><30>{<success><1>} <loop>",
+        ),
+        (
+            "(s) {\n cache {args[1]}{args[0]} \"{args[0]} x\"\n}\n. {\n import s 0 3\n import s 1 4 }",
+            "<cache><30><0 x> <cache><41><1 x>",
+        ),
+        ("(in) {\n x {args[0]}\n}\n(out) {\n import in {args[0]}\n}\n. {\n import out a\n}", "<x><a>"),
+        (". {\n import part\n loop\n}", "<errors> <log>{<class><all>} <loop>"),
+        (". {\n cache {\n import part\n }\n}", "<cache>{<errors> <log>{<class><all>}}"),
+        (". {\n forward . {$UPSTREAM} {%UPSTREAM%}x{$NONE}y\n}", "<forward><.><10.0.0.1 {><10.0.0.1 {xy>"),
+        (". {\n x {$TRICK} \"{$TRICK}\" {$ {%} {$}\n}", "<x><}><}><{$><{%}><{$}>"),
+        (". {\n x \"two\nlines\" end\n y\n}", "<x><two\nlines><end> <y>"),
+        (". {\n log import\n x \"import\"\n}", "<log><import> <x><import>"),
+        (". {\n import nothing*\n loop\n}", "<loop>"),
+    ] {
+        let corefile = Corefile::parse(text, &table).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        assert_eq!(flat(&corefile.blocks[0].directives), wanted, "{text:?}");
+    }
+    let whole =
+        Corefile::parse("(common) {\n cache {args[0]}\n}\nimport conf.d/*\n{$ZONES} {\n import late\n}", &table)
+            .unwrap();
+    let blocks: Vec<_> = whole.blocks.iter().map(|block| (block.keys.len(), flat(&block.directives))).collect();
+    assert_eq!(blocks, [(1, "<cache><5>".to_owned()), (1, String::new()), (2, "<loop>".to_owned())]);
+    assert_eq!(whole.imports.iter().map(|import| import.path.as_str()).collect::<Vec<_>>(), ["conf.d/a", "conf.d/b"]);
+}
+
+#[test]
+fn complaints_about_imports_name_both_places() {
+    let table = Table(&[
+        ("bad", "errors\nlog {\n class some\n}"),
+        ("open", "errors {"),
+        ("quote", "\n \"x"),
+        ("deep", "import\tbad"),
+        ("self", "\nimport self"),
+    ]);
+    let mut environment = Environment::new(LOCALHOST);
+    environment.loader = std::sync::Arc::new(table);
+    for (text, wanted) in [
+        (". {\n import bad\n}", "2:9: in bad:3:8: log: \"some\" is not one of all, success, denial, error"),
+        (". {\n import deep\n}", "2:9: in bad:3:8: log: \"some\" is not one of all, success, denial, error"),
+        (". {\n import quote\n}", "2:9: in quote:2:2: this quote is never closed"),
+        (". {\n import open\n", "2:9: in open:1:8: this brace is never closed"),
+        (". {\n import none\n}", "2:9: cannot import \"none\": no such file"),
+        (". {\n import\n}", "2:2: import needs a snippet, a file or a pattern such as conf.d/*.conf"),
+        ("(a) {\n}\n(a) {\n}", "3:1: snippet (a) is defined twice"),
+        ("(a)\nerrors", "1:1: expected \"{\" after the name of snippet (a)"),
+        ("(a) {\n x {\n}", "1:5: this brace is never closed"),
+        ("(a) {\n erors\n}\n. {\n import a\n}", "2:2: unknown directive \"erors\""),
+        (
+            "(a) {\n cache {args[1]}\n}\n. {\n import a 5\n}",
+            "2:8: there is no {args[1]}: the import gives 1 argument(s)",
+        ),
+        ("(a) {\n import a\n}\n. {\n import a\n}", "2:2: more than 10000 imports: does one import itself?"),
+        (
+            "(a) {\n import a {args[0]}{args[0]}\n}\n. {\n import a xx\n}",
+            "2:2: imports add up to more than 16777216 bytes: does one import itself?",
+        ),
+    ] {
+        let error = Program::new(text, &environment).err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some(wanted), "{text:?}");
+    }
+    let error = Corefile::parse("import self\n", &*environment.loader).unwrap_err();
+    assert_eq!((error.at.file, error.at.line), (0, 1));
+    assert_eq!(error.message, "in self:2:1: more than 10000 imports: does one import itself?");
+}
+
+#[test]
+fn files_are_found_beside_the_corefile() {
+    let folder = Folder::new();
+    for (name, text) in [("b.conf", "b {\n}"), ("a.conf", "a {\n}"), (".c.conf", "}"), ("d.txt", "}")] {
+        folder.write(name, text);
+    }
+    let corefile = Corefile::parse("import *.conf\n", &System::beside(&folder.path("Corefile"))).unwrap();
+    let zones: Vec<_> = corefile.blocks.iter().map(|block| block.keys[0].to_string()).collect();
+    assert_eq!(zones, ["a.:53", "b.:53"]);
+    let error = Corefile::parse("import c.conf\n", &System::beside(&folder.path("Corefile"))).unwrap_err().to_string();
+    assert!(error.starts_with("1:8: cannot import \"c.conf\": No such file"), "{error}");
 }

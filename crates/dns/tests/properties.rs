@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{arrival, cluster, environment, external, name, service, slice, stock_corefile};
 use domain::base::{Message, iana::Rtype};
 use podwire_dns::{
-    corefile::Corefile,
+    corefile::{Corefile, Loader, Nothing},
     message::{Query, Rejection, Reply, Transport, encode_rejection},
     program::Program,
     router::{Progress, Router},
@@ -167,6 +167,32 @@ fn every_size_is_respected() {
     }
 }
 
+/// Two files, one of which imports the other and itself, and a variable that holds what is special.
+struct Files;
+
+impl Loader for Files {
+    fn variable(&self, _name: &str) -> Option<String> {
+        Some("} {$A} import a".to_owned())
+    }
+
+    fn files(&self, pattern: &str) -> std::io::Result<Vec<(String, String)>> {
+        let text =
+            if pattern == "f1" { "x\nimport f2 z {args[0]}\n}" } else { "import f1\n. {\n import a {args[0]}\n" };
+        Ok(vec![(pattern.to_owned(), text.to_owned())])
+    }
+}
+
+/// Whatever is wrong is at a place that is there, in the Corefile itself.
+fn corefile_survives(text: &str) {
+    for loader in [&Nothing as &dyn Loader, &Files] {
+        if let Err(error) = Corefile::parse(text, loader) {
+            assert_eq!(error.at.file, 0);
+            let line = text.split('\n').nth(error.at.line - 1);
+            assert!(line.is_some_and(|line| error.at.column <= line.chars().count() + 1), "{:.300}", error.to_string());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -203,11 +229,15 @@ proptest! {
     }
 
     #[test]
-    fn any_corefile_is_survived(text in "[.:53{}\"#\\\\ \n\ta-z0-9/$(),]{0,200}") {
-        if let Err(error) = Corefile::parse(&text) {
-            prop_assert!(error.at.line >= 1 && error.at.line <= text.split('\n').count(), "{error}");
-            prop_assert!(error.at.column >= 1, "{error}");
-        }
+    fn any_corefile_is_survived(text in "[.:53{}\"#\\\\ \n\ta-z0-9/$(),%]{0,200}") {
+        corefile_survives(&text);
+    }
+
+    #[test]
+    fn any_corefile_with_snippets_is_survived(words in prop::collection::vec(prop::sample::select(vec![
+        "(a) {\n", "(b) {\n", "import a\n", "import b {args[0]}x y\n", "import f1\n", "import f2 {args[1]}\n", "}\n", ". {\n", "x {$A} {%A%}\n", "y {\n", "{args[0]}\n", "import\n", "\"q\nr\" ",
+    ]), 0..30)) {
+        corefile_survives(&words.concat());
     }
 
     #[test]
