@@ -209,6 +209,8 @@ pub struct Reply {
     pub authority: Vec<Record>,
     /// The additional section, without OPT.
     pub additional: Vec<Record>,
+    /// The largest UDP message it may be sent in, bytes, where that is less than the client takes.
+    pub udp_limit: Option<u16>,
     /// Where it comes from.
     pub source: Source,
     /// The plugin that gave it.
@@ -228,6 +230,7 @@ impl Default for Reply {
             answer: Vec::new(),
             authority: Vec::new(),
             additional: Vec::new(),
+            udp_limit: None,
             source: Source::Local,
             plugin: "",
             error: None,
@@ -304,7 +307,9 @@ impl Reply {
     pub fn encode(&self, query: &Query, mut buffer: Vec<u8>) -> Vec<u8> {
         buffer.clear();
         let Ok(mut builder) = MessageBuilder::from_target(StaticCompressor::new(buffer));
-        builder.set_push_limit(query.size_limit() - if query.edns.is_some() { OPT_SIZE } else { 0 });
+        let limit = self.udp_limit.filter(|_| query.arrival.transport == Transport::Udp && query.edns.is_some());
+        let limit = limit.map_or(usize::MAX, usize::from).min(query.size_limit());
+        builder.set_push_limit(limit - if query.edns.is_some() { OPT_SIZE } else { 0 });
         let header = builder.header_mut();
         header.set_id(query.id);
         header.set_qr(true);

@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::plugin::hosts::HostsMetrics;
+
 /// Labels of `coredns_dns_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
@@ -44,6 +46,7 @@ pub struct Metrics {
     pub(crate) cache_misses: Counter,
     pub(crate) forward_failures: Counter,
     pub(crate) reloads_failed: Counter,
+    pub(crate) hosts: HostsMetrics,
 }
 
 impl Default for Metrics {
@@ -58,6 +61,7 @@ impl Default for Metrics {
             cache_misses: Counter::default(),
             forward_failures: Counter::default(),
             reloads_failed: Counter::default(),
+            hosts: HostsMetrics::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
@@ -67,6 +71,7 @@ impl Default for Metrics {
         registry.register("cache_misses", "Questions not in the cache", metrics.cache_misses.clone());
         registry.register("forward_failures", "Questions no upstream answered", metrics.forward_failures.clone());
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
+        metrics.hosts.register(registry);
         metrics
     }
 }

@@ -168,10 +168,25 @@ pub(crate) struct SiteBuilder<'a> {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-impl SiteBuilder<'_> {
+impl<'a> SiteBuilder<'a> {
     /// Puts a plugin at the end of the chain.
     pub(crate) fn add(&mut self, plugin: impl Plugin) {
         self.plugins.push(Arc::new(plugin));
+    }
+
+    /// Every directive of the block that has this one's name, if this is the first of them: for plugins of which a chain has
+    /// one however many lines configure it.
+    pub(crate) fn together(&self, directive: &Directive) -> Option<Vec<&'a Directive>> {
+        let all: Vec<_> = self.block.directives.iter().filter(|other| other.name() == directive.name()).collect();
+        all.first().is_some_and(|first| std::ptr::eq(*first, directive)).then_some(all)
+    }
+
+    /// Refuses a directive that the block has had before.
+    pub(crate) fn only_once(&self, directive: &Directive) -> Result<(), CorefileError> {
+        match self.together(directive) {
+            Some(_) => Ok(()),
+            None => Err(directive.error(format!("{} can be used only once in a server block", directive.name()))),
+        }
     }
 
     /// The zones of the server block.

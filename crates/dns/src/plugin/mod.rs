@@ -1,10 +1,14 @@
 //! The plugins, and the table that says which directives there are and in which order they run.
 
+mod any;
 mod bind;
+mod bufsize;
 mod cache;
 mod errors;
+mod fall;
 mod forward;
 mod health;
+pub(crate) mod hosts;
 mod kubernetes;
 mod loadbalance;
 mod log;
@@ -13,9 +17,11 @@ mod prometheus;
 mod ready;
 mod reload;
 pub(crate) mod upstream;
+mod watched;
 
 use std::sync::Arc;
 
+use domain::base::iana::Class;
 use futures_util::future::BoxFuture;
 
 pub use cache::Cache;
@@ -48,6 +54,11 @@ pub enum Step {
 pub trait Plugin: Send + Sync + 'static {
     /// The directive's name.
     fn name(&self) -> &'static str;
+
+    /// Whether it is asked questions of this class. Few plugins know another than IN; the others pass them on.
+    fn knows(&self, class: Class) -> bool {
+        class == Class::IN
+    }
 
     /// Sees a query on its way in; `rest` are the plugins after it. Runs inside the Tokio runtime, but must not block.
     fn ask(&self, _query: &Query, _rest: &Rest<'_>) -> Step {
@@ -96,7 +107,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("multisocket", NotYet),
     ("reload", Yes(reload::setup)),
     ("nsid", NotYet),
-    ("bufsize", NotYet),
+    ("bufsize", Yes(bufsize::setup)),
     ("bind", Yes(bind::setup)),
     ("debug", NotYet),
     ("trace", NotYet),
@@ -110,7 +121,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("dnstap", NotYet),
     ("local", NotYet),
     ("dns64", NotYet),
-    ("any", NotYet),
+    ("any", Yes(any::setup)),
     ("chaos", NotYet),
     ("loadbalance", Yes(loadbalance::setup)),
     ("tsig", NotYet),
@@ -124,7 +135,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("minimal", NotYet),
     ("template", NotYet),
     ("transfer", NotYet),
-    ("hosts", NotYet),
+    ("hosts", Yes(hosts::setup)),
     ("route53", NotYet),
     ("azure", NotYet),
     ("clouddns", NotYet),

@@ -4,7 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::Command,
     sync::{
@@ -221,6 +222,18 @@ pub async fn dig(server: SocketAddr, args: &[&str]) -> String {
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
     let output = output.expect("dig is needed: Debian package bind9-dnsutils");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A page over HTTP, with its headers.
+pub async fn get(address: SocketAddr, path: &'static str) -> String {
+    let ask = move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
 }
 
 /// What matters of dig's output: a line with code and flags, then the records section by section, sorted within each.
