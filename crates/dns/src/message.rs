@@ -9,6 +9,7 @@ use domain::{
         iana::{Class, Opcode, OptRcode, Rcode, Rtype},
         name::{FlattenInto, PushError},
     },
+    dep::octseq::OctetsBuilder,
     rdata::AllRecordData,
 };
 
@@ -88,6 +89,8 @@ pub struct Query {
     pub qclass: Class,
     /// The OPT record, if there was one.
     pub edns: Option<Edns>,
+    /// EDNS options, by code, for the servers that are asked in turn. Those of the client end here (RFC 6891 6.1.1).
+    pub options: Vec<(u16, Bytes)>,
     /// How, when and from where it came.
     pub arrival: Arrival,
     /// How many steps of our own led here; 0 for what a client asked.
@@ -135,6 +138,7 @@ impl Query {
             qtype: question.qtype(),
             qclass: question.qclass(),
             edns,
+            options: Vec::new(),
             arrival,
             depth: 0,
         })
@@ -175,6 +179,10 @@ impl Query {
             let _ = builder.opt(|opt| {
                 opt.set_udp_payload_size(OFFERED_UDP_SIZE);
                 opt.set_dnssec_ok(edns.dnssec_ok);
+                for (code, value) in &self.options {
+                    let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
+                    opt.push_raw_option((*code).into(), length, |target| target.append_slice(&value[..length.into()]))?;
+                }
                 Ok(())
             });
         }

@@ -6,7 +6,15 @@ mod common;
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use common::{Folder, cluster, dig, digest, environment, get, start};
+use common::{Folder, Upstream, cluster, dig, digest, environment, get, start};
+use domain::{
+    base::{
+        CharStr,
+        iana::{Rcode, Rtype},
+    },
+    rdata::{A, Cname, Hinfo, Mx, Ptr},
+};
+use podwire_dns::message::{Data, DnsName, Query, Reply, record};
 
 /// Asks over UDP and TCP, which must say the same. The record's words, without code and flags where there are records.
 async fn ask(address: SocketAddr, question: &str) -> String {
@@ -108,4 +116,134 @@ async fn any_is_answered_briefly_and_bufsize_limits() {
         assert!(digest(&output).starts_with("NOERROR aa tc\n"), "{output}");
     }
     assert_eq!(digest(&dig(address, &["many", "+tcp"]).await).lines().count(), 201);
+}
+
+/// What another server was asked, as `NAME TYPE`, and what it says: an address for A, a chain of names for the rest.
+fn answers(query: &Query) -> Option<Reply> {
+    let name = query.name.to_string();
+    let domain = |text: &str| DnsName::bytes_from_str(text).unwrap();
+    let mut reply = Reply::default();
+    match (name.as_str(), query.qtype) {
+        ("www.inside.test" | "a.svc.consul" | "x.new.test", Rtype::A) => {
+            reply.answer.push(record(query.name.clone(), 100, Data::A(A::new([192, 0, 2, 1].into()))));
+        }
+        ("alias.inside.test", _) => {
+            reply.answer.push(record(query.name.clone(), 100, Data::Cname(Cname::new(domain("www.inside.test")))));
+            reply.answer.push(record(domain("www.inside.test"), 100, Data::A(A::new([192, 0, 2, 1].into()))));
+        }
+        ("1.2.0.192.in-addr.arpa", Rtype::PTR) => {
+            reply.answer.push(record(query.name.clone(), 100, Data::Ptr(Ptr::new(domain("host.svc.consul")))));
+        }
+        ("broken.test", _) => reply.rcode = Rcode::SERVFAIL,
+        ("mail.inside.test", Rtype::MX) => {
+            reply.answer.push(record(query.name.clone(), 100, Data::Mx(Mx::new(5, domain("mx.inside.test")))));
+        }
+        (_, Rtype::HINFO) => {
+            let text = |text: &'static str| CharStr::from_octets(text.as_bytes().into()).unwrap();
+            reply.answer.push(record(query.name.clone(), 100, Data::Hinfo(Hinfo::new(text("a"), text("b")))));
+        }
+        _ => reply.rcode = Rcode::NXDOMAIN,
+    }
+    Some(reply)
+}
+
+#[tokio::test]
+async fn rewrite_changes_questions_and_makes_answers_fit() {
+    let upstream = Upstream::start(answers).await;
+    let corefile = format!(
+        r".:0 {{
+            errors
+            rewrite type ANY HINFO
+            rewrite class CH IN
+            rewrite continue ttl regex .*\.ttl\.test 5
+            rewrite continue ttl suffix .low.ttl.test 30-
+            rewrite continue rcode exact broken.test SERVFAIL NXDOMAIN
+            rewrite name www.outside.test www.inside.test
+            rewrite continue name regex ^(.*)\.ttl\.test\.$ {{1}}.test
+            rewrite stop name prefix old x.new answer auto
+            rewrite stop {{
+                name suffix .outside.test .inside.test answer auto
+            }}
+            rewrite {{
+                name regex (.*)-zone\.example {{1}}.svc.consul
+                answer name (.*)\.svc\.consul {{1}}-zone.example
+            }}
+            rewrite stop name regex (.*)\.in-addr\.arpa {{1}}.in-addr.arpa answer value (.*)\.svc\.consul {{1}}.example
+            rewrite name substring plain www.inside answer auto value never.* ever
+            rewrite name regex long.* {{0}}{{0}}{{0}}{{0}}
+            rewrite name exact kube web.default.svc.cluster.local
+            rewrite name exact ext ext.default.svc.cluster.local
+            kubernetes cluster.local
+            forward . {}
+        }}",
+        upstream.address
+    );
+    let (_server, address) = start(&corefile, &environment(cluster())).await;
+    assert_answers(
+        address,
+        &[
+            ("www.OUTSIDE.test", "NOERROR\nwww.OUTSIDE.test. 100 IN A 192.0.2.1\n"),
+            (
+                "Alias.outside.test",
+                "NOERROR\nAlias.outside.test. 100 IN CNAME www.outside.test.\nwww.outside.test. 100 IN A 192.0.2.1\n",
+            ),
+            ("mail.outside.test MX", "NOERROR\nmail.outside.test. 100 IN MX 5 mx.outside.test.\n"),
+            ("old.test", "NOERROR\nold.test. 100 IN A 192.0.2.1\n"),
+            ("old.new.test", "NXDOMAIN\n"),
+            ("a-zone.example", "NOERROR\na-zone.example. 100 IN A 192.0.2.1\n"),
+            ("-x 192.0.2.1", "NOERROR\n1.2.0.192.in-addr.arpa. 100 IN PTR host.example.\n"),
+            ("plain.test", "NOERROR\nplain.test. 100 IN A 192.0.2.1\n"),
+            ("some.test ANY", "NOERROR\nsome.test. 100 IN HINFO \"a\" \"b\"\n"),
+            ("www.inside.test CH", "NOERROR\nwww.inside.test. 100 IN A 192.0.2.1\n"),
+            ("www.inside.test HS", "REFUSED\n"),
+            ("broken.test", "NXDOMAIN\n"),
+            ("www.inside.ttl.test", "NOERROR\nwww.inside.test. 5 IN A 192.0.2.1\n"),
+            ("x.new.low.ttl.test", "NXDOMAIN\n"),
+            ("longlonglonglonglonglonglong.test", "SERVFAIL\n"),
+            ("kube", "NOERROR aa\nkube. 5 IN A 10.96.0.20\n"),
+            ("kube AAAA", "NOERROR aa\nkube. 5 IN AAAA fd00:96::20\n"),
+            ("ext CNAME", "NOERROR aa\next. 5 IN CNAME www.westos.org.\n"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn rewrite_adds_options_for_other_servers() {
+    let (sent, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let upstream = socket.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        let mut packet = [0; 512];
+        loop {
+            let (length, client) = socket.recv_from(&mut packet).await.unwrap();
+            sent.send(packet[..length].to_vec()).unwrap();
+            packet[2] |= 0x80;
+            socket.send_to(&packet[..length], client).await.unwrap();
+        }
+    });
+    let corefile = format!(
+        ".:0 {{
+            rewrite continue edns0 local set 0xffee 0x6162
+            rewrite continue edns0 local append 0xffee nothing
+            rewrite continue edns0 local replace 65519 nothing
+            rewrite continue edns0 local append 65518 nothing
+            rewrite continue edns0 local replace 0xffee xyz revert
+            rewrite continue edns0 nsid set
+            rewrite continue edns0 nsid unset
+            rewrite continue edns0 local set 0xfff0 {{client_ip}}
+            rewrite edns0 subnet set 20 56
+            forward . {upstream}
+        }}"
+    );
+    let (_client_side, address) = start(&corefile, &environment(cluster())).await;
+    assert!(dig(address, &["a.test", "+noedns"]).await.contains("status: NOERROR"));
+    let packet = received.recv().await.unwrap();
+    // After the question (12 + 8 + 4 bytes) the OPT record, with our own size.
+    let mut wanted = vec![0, 0, 41, 0x04, 0xd0, 0, 0, 0, 0, 0, 7 + 8 + 11];
+    wanted.extend([0xff, 0xee, 0, 3, b'x', b'y', b'z']);
+    wanted.extend([0xff, 0xf0, 0, 4, 127, 0, 0, 1]);
+    wanted.extend([0, 8, 0, 7, 0, 1, 20, 0, 127, 0, 0]);
+    assert_eq!(packet[24..], wanted);
+    server.abort();
 }

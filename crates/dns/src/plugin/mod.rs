@@ -13,9 +13,11 @@ mod kubernetes;
 mod loadbalance;
 mod log;
 mod r#loop;
+pub(crate) mod pattern;
 mod prometheus;
 mod ready;
 mod reload;
+mod rewrite;
 pub(crate) mod upstream;
 mod watched;
 
@@ -125,7 +127,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("chaos", NotYet),
     ("loadbalance", Yes(loadbalance::setup)),
     ("tsig", NotYet),
-    ("rewrite", NotYet),
+    ("rewrite", Yes(rewrite::setup)),
     ("autopath", NotYet),
     ("acl", NotYet),
     ("cache", Yes(cache::setup)),
