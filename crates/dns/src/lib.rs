@@ -25,3 +25,4 @@ pub mod random;
 pub mod router;
 pub mod server;
 pub mod view;
+mod zone_text;

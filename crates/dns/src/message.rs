@@ -8,6 +8,8 @@ use domain::{
         Message, MessageBuilder, Name, NameBuilder, ParsedName, Question, StaticCompressor, Ttl,
         iana::{Class, Opcode, OptRcode, Rcode, Rtype},
         name::{FlattenInto, PushError},
+        record::ParsedRecord,
+        wire::ParseError,
     },
     dep::octseq::OctetsBuilder,
     rdata::AllRecordData,
@@ -303,8 +305,7 @@ impl Reply {
                 if record.rtype() == Rtype::OPT {
                     continue;
                 }
-                let record = record.into_any_record::<AllRecordData<Bytes, ParsedName<Bytes>>>().map_err(malformed)?;
-                records.push(record.flatten_into());
+                records.push(owned_record(record).map_err(malformed)?);
             }
         }
         Ok(reply)
@@ -377,6 +378,11 @@ pub fn encode_rejection(packet: &[u8], rcode: OptRcode) -> Vec<u8> {
         });
     }
     builder.finish()
+}
+
+/// A record of a message as answers hold it.
+pub(crate) fn owned_record(record: ParsedRecord<'_, Bytes>) -> Result<Record, ParseError> {
+    Ok(record.into_any_record::<AllRecordData<Bytes, ParsedName<Bytes>>>()?.flatten_into())
 }
 
 /// A record of class IN.

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::plugin::hosts::HostsMetrics;
+use crate::plugin::{hosts::HostsMetrics, template::TemplateMetrics};
 
 /// Labels of `coredns_dns_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +47,7 @@ pub struct Metrics {
     pub(crate) forward_failures: Counter,
     pub(crate) reloads_failed: Counter,
     pub(crate) hosts: HostsMetrics,
+    pub(crate) template: TemplateMetrics,
 }
 
 impl Default for Metrics {
@@ -62,6 +63,7 @@ impl Default for Metrics {
             forward_failures: Counter::default(),
             reloads_failed: Counter::default(),
             hosts: HostsMetrics::default(),
+            template: TemplateMetrics::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
@@ -72,6 +74,7 @@ impl Default for Metrics {
         registry.register("forward_failures", "Questions no upstream answered", metrics.forward_failures.clone());
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
         metrics.hosts.register(registry);
+        metrics.template.register(registry);
         metrics
     }
 }

@@ -134,6 +134,23 @@ fn complaints_name_line_and_column() {
             ". {\n rewrite edns0 local set 1 0xabc\n}",
             "2:28: edns0: \"0xabc\" is not an even number of hexadecimal digits",
         ),
+        (". {\n template IN\n}", "2:2: template needs 2 argument(s), found 1"),
+        (". {\n template A IN\n}", "2:11: template: \"A\" is not a class"),
+        (". {\n template IN A {\n  ederror 21\n }\n}", "3:3: template: option \"ederror\" is not supported yet"),
+        (". {\n template IN A {\n  rcode NO\n }\n}", "3:9: template: \"NO\" is not a response code such as NXDOMAIN"),
+        (". {\n template IN A {\n  match (\n }\n}", "3:9: \"(\" is not a regular expression: unclosed group"),
+        (
+            ". {\n template IN A {\n  answer \"{{ .Name }} TXT \\\"x\\\" {{ with .Name }}\"\n }\n}",
+            "3:36: template: \"with\" is not supported in templates",
+        ),
+        (
+            ". {\n template IN A {\n  answer \"{{ .Group.x }} A 10.0.0.1\"\n }\n}",
+            "3:10: template: no match has the group of Group(\"x\")",
+        ),
+        (
+            ". {\n template IN A {\n  answer \"a A 10.0.0\"\n }\n}",
+            "3:10: template: this is no record: 1:5: A: expected IPv4 address",
+        ),
         (". {\n any x\n}", "2:6: any takes at most 0 argument(s)"),
         (". {\n bufsize 511\n}", "2:10: bufsize: \"511\" is not a number from 512 to 4096"),
         (

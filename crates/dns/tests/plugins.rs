@@ -247,3 +247,73 @@ async fn rewrite_adds_options_for_other_servers() {
     assert_eq!(packet[24..], wanted);
     server.abort();
 }
+
+#[tokio::test]
+async fn template_makes_records_of_the_question() {
+    let upstream = Upstream::start(answers).await;
+    let corefile = format!(
+        r#".:0 {{
+            prometheus 127.0.0.1:0
+            errors
+            template IN A example {{
+                match "^ip-(?P<a>10)-(?P<b>[0-9]*)-(?P<c>[0-9]*)-(?P<d>[0-9]*)[.]example[.]$"
+                match (^|[.])hex(?P<a>0a)(?P<b>[a-f0-9]{{2}})[.]example[.]$
+                answer "{{{{ .Name }}}} 60 IN A 10.{{{{ parseInt .Group.b 16 8 }}}}.0.1"
+                additional "{{{{ .Zone }}}} 60 {{{{ .Class }}}} TXT \"{{{{ .Type }}}} {{{{ .Remote }}}} {{{{ index .Match 2 }}}}\""
+                fallthrough deep.example
+            }}
+            template IN PTR 10.in-addr.arpa {{
+                match ^(?P<d>[0-9]*)[.](?P<c>[0-9]*)[.](?P<b>[0-9]*)[.]10[.]in-addr[.]arpa[.]$
+                answer "{{{{ .Name }}}} 60 IN PTR ip-10-{{{{ .Group.b }}}}-{{{{ .Group.c }}}}-{{{{ .Group.d }}}}.example."
+            }}
+            template IN A deep.example {{
+                answer "{{{{ .Name }}}} A 10.9.9.9" "{{{{ .Name }}}} A 10.9.9.8"
+            }}
+            template ANY ANY invalid {{
+                rcode NXDOMAIN
+                authority "invalid. 60 {{{{ .Class }}}} SOA ns.invalid. hostmaster.invalid. (1 60 60 60 60)"
+            }}
+            template IN ANY alias.test kube.test {{
+                match ^alias
+                answer "alias.test 60 IN CNAME www.inside.test"
+                fallthrough
+            }}
+            template IN ANY kube.test {{
+                answer "{{{{ .Name }}}} 60 IN CNAME web.default.svc.cluster.local."
+            }}
+            template IN A fail.test {{
+                rcode SERVFAIL
+            }}
+            kubernetes cluster.local
+            forward test {}
+        }}"#,
+        upstream.address
+    );
+    let (server, address) = start(&corefile, &environment(cluster())).await;
+    assert_answers(
+        address,
+        &[
+            ("IP-10-16-0-1.example", "NOERROR aa\nIP-10-16-0-1.example. 60 IN A 10.22.0.1\nadditional example. 60 IN TXT \"A 127.0.0.1 16\"\n"),
+            ("x.hex0aff.example", "NOERROR aa\nx.hex0aff.example. 60 IN A 10.255.0.1\nadditional example. 60 IN TXT \"A 127.0.0.1 0a\"\n"),
+            ("ip-10-999-0-1.example", "SERVFAIL\n"),
+            ("other.example", "SERVFAIL\n"),
+            ("other.example AAAA", "REFUSED\n"),
+            ("x.deep.example", "NOERROR aa\nx.deep.example. 3600 IN A 10.9.9.8\nx.deep.example. 3600 IN A 10.9.9.9\n"),
+            ("-x 10.1.2.3", "NOERROR aa\n3.2.1.10.in-addr.arpa. 60 IN PTR ip-10-1-2-3.example.\n"),
+            ("a.invalid", "NXDOMAIN aa\nauthority invalid. 60 IN SOA ns.invalid. hostmaster.invalid. 1 60 60 60 60\n"),
+            ("a.invalid CH TXT", "NXDOMAIN aa\nauthority invalid. 60 CH SOA ns.invalid. hostmaster.invalid. 1 60 60 60 60\n"),
+            ("alias.test", "NOERROR aa\nalias.test. 60 IN CNAME www.inside.test.\nwww.inside.test. 100 IN A 192.0.2.1\n"),
+            ("alias.test TXT", "NOERROR aa\nalias.test. 60 IN CNAME www.inside.test.\n"),
+            ("kube.test", "NOERROR aa\nkube.test. 60 IN CNAME web.default.svc.cluster.local.\nweb.default.svc.cluster.local. 5 IN A 10.96.0.20\n"),
+            ("fail.test", "SERVFAIL\n"),
+        ],
+    )
+    .await;
+    let metrics = get(server.pages().next().unwrap().1, "/metrics").await;
+    for wanted in [
+        r#"coredns_template_matches_total{server="dns://:0",zone="example.",view="",class="IN",type="A"} 6"#,
+        r#"coredns_template_template_failures_total{server="dns://:0",zone="example.",view="",class="IN",type="A",section="answer","#,
+    ] {
+        assert!(metrics.contains(wanted), "{wanted}\n{metrics}");
+    }
+}

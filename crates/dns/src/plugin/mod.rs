@@ -18,6 +18,7 @@ mod prometheus;
 mod ready;
 mod reload;
 mod rewrite;
+pub(crate) mod template;
 pub(crate) mod upstream;
 mod watched;
 
@@ -135,7 +136,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("dnssec", NotYet),
     ("tls", NotYet),
     ("minimal", NotYet),
-    ("template", NotYet),
+    ("template", Yes(template::setup)),
     ("transfer", NotYet),
     ("hosts", Yes(hosts::setup)),
     ("route53", NotYet),
