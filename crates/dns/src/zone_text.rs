@@ -173,6 +173,10 @@ impl Reader {
                     word.text = self.name(word)?.fmt_with_dot().to_string();
                 }
             }
+            // The times of a SOA record may have units too.
+            for word in words.iter_mut().skip(3).filter(|_| rtype == Rtype::SOA) {
+                word.text = ttl(&word.text).map_or(word.text.clone(), |seconds| seconds.to_string());
+            }
         }
         let mut scanner = IterScanner::<_, Bytes>::new(words.iter().map(|word| word.text.as_str()));
         let data = match unknown {
@@ -355,7 +359,7 @@ mod tests {
             ("  A.test IN 60 A 10.0.0.1 ; c", "A.test. 60 IN A 10.0.0.1"),
             ("a.test A 10.0.0.1", "a.test. 3600 IN A 10.0.0.1"),
             ("a. 1h1m CH TXT b", "a. 3660 CH TXT \"b\""),
-            ("a. 60 IN SOA ns.a hostmaster.a (1 60 60 60 60)", "a. 60 IN SOA ns.a. hostmaster.a. 1 60 60 60 60"),
+            ("a. 60 IN SOA ns.a hostmaster.a (1 60 1m 60 1m)", "a. 60 IN SOA ns.a. hostmaster.a. 1 60 60 60 60"),
             ("a. 60 MX 10 mx.a", "a. 60 IN MX 10 mx.a."),
             ("a. TXT \"one; two\" three\\\"\\059", "a. 3600 IN TXT \"one; two\" \"three\\\";\""),
             ("a\\.b\\032c. A 10.0.0.1", "a\\.b\\ c. 3600 IN A 10.0.0.1"),

@@ -4,9 +4,9 @@
 
 mod common;
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::fs;
 
-use common::{Folder, Upstream, cluster, dig, digest, environment, get, start};
+use common::{Folder, Upstream, ask, ask_until, assert_answers, cluster, dig, digest, environment, get, start};
 use domain::{
     base::{
         CharStr,
@@ -15,34 +15,6 @@ use domain::{
     rdata::{A, Cname, Hinfo, Mx, Ptr},
 };
 use podwire_dns::message::{Data, DnsName, Query, Reply, record};
-
-/// Asks over UDP and TCP, which must say the same. The record's words, without code and flags where there are records.
-async fn ask(address: SocketAddr, question: &str) -> String {
-    let args: Vec<&str> = question.split(' ').collect();
-    let udp = digest(&dig(address, &args).await);
-    let tcp = digest(&dig(address, &[&args[..], &["+tcp"]].concat()).await);
-    assert_eq!(udp, tcp, "{question}");
-    udp
-}
-
-/// Asks until the answer is as wanted; the last one, if it never is.
-async fn ask_until(address: SocketAddr, question: &str, wanted: &str) -> String {
-    let mut answer = String::new();
-    for _ in 0..300 {
-        answer = digest(&dig(address, &question.split(' ').collect::<Vec<_>>()).await);
-        if answer == wanted {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    answer
-}
-
-async fn assert_answers(address: SocketAddr, table: &[(&str, &str)]) {
-    for (question, wanted) in table {
-        assert_eq!(ask(address, question).await, *wanted, "{question}");
-    }
-}
 
 #[tokio::test]
 async fn hosts_answers_from_file_and_corefile() {

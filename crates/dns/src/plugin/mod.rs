@@ -6,6 +6,7 @@ mod bufsize;
 mod cache;
 mod errors;
 mod fall;
+mod file;
 mod forward;
 mod health;
 pub(crate) mod hosts;
@@ -144,7 +145,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("clouddns", NotYet),
     ("k8s_external", NotYet),
     ("kubernetes", Yes(kubernetes::setup)),
-    ("file", NotYet),
+    ("file", Yes(file::setup)),
     ("auto", NotYet),
     ("secondary", NotYet),
     ("etcd", NotYet),

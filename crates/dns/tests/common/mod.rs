@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use podwire_dns::{
@@ -222,6 +222,34 @@ pub async fn dig(server: SocketAddr, args: &[&str]) -> String {
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
     let output = output.expect("dig is needed: Debian package bind9-dnsutils");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Asks over UDP and TCP, which must say the same. The record's words, without code and flags where there are records.
+pub async fn ask(address: SocketAddr, question: &str) -> String {
+    let args: Vec<&str> = question.split(' ').collect();
+    let udp = digest(&dig(address, &args).await);
+    let tcp = digest(&dig(address, &[&args[..], &["+tcp"]].concat()).await);
+    assert_eq!(udp, tcp, "{question}");
+    udp
+}
+
+/// Asks until the answer is as wanted; the last one, if it never is.
+pub async fn ask_until(address: SocketAddr, question: &str, wanted: &str) -> String {
+    let mut answer = String::new();
+    for _ in 0..300 {
+        answer = digest(&dig(address, &question.split(' ').collect::<Vec<_>>()).await);
+        if answer == wanted {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    answer
+}
+
+pub async fn assert_answers(address: SocketAddr, table: &[(&str, &str)]) {
+    for (question, wanted) in table {
+        assert_eq!(ask(address, question).await, *wanted, "{question}");
+    }
 }
 
 /// A page over HTTP, with its headers.
