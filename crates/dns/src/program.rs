@@ -3,9 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,13 +36,25 @@ pub struct Environment {
     pub random: Arc<Random>,
     /// Where imported files and the values of variables come from.
     pub loader: Arc<dyn Loader>,
+    /// The addresses of the host's network interfaces.
+    pub interfaces: Interfaces,
 }
 
+/// Looks up the addresses of the network interface of a name; `None` if there is no such interface.
+pub type Interfaces = Arc<dyn Fn(&str) -> io::Result<Option<Vec<IpAddr>>> + Send + Sync>;
+
 impl Environment {
-    /// An environment with an empty cluster that listens on `listen`; imported files are looked for in the current folder.
+    /// An environment with an empty cluster and no known interfaces that listens on `listen`; imported files are looked
+    /// for in the current folder.
     pub fn new(listen: IpAddr) -> Self {
-        let loader = Arc::new(System::default());
-        Self { listen, cluster: Arc::default(), metrics: Arc::default(), random: Arc::default(), loader }
+        Self {
+            listen,
+            cluster: Arc::default(),
+            metrics: Arc::default(),
+            random: Arc::default(),
+            loader: Arc::new(System::default()),
+            interfaces: Arc::new(|_| Ok(None)),
+        }
     }
 }
 
@@ -86,6 +102,10 @@ pub struct Program {
     pub reload: Option<Duration>,
     /// Whether the cluster must be watched, and what of it.
     pub cluster: Option<ClusterNeeds>,
+    /// Whether [`Self::is_ready`] asks the plugins again after they were ready once.
+    pub ready_continuously: bool,
+    /// Whether every plugin was ready once.
+    was_ready: AtomicBool,
 }
 
 impl Program {
@@ -127,10 +147,13 @@ impl Program {
         Ok(program)
     }
 
-    /// Whether every plugin can do its work.
+    /// Whether every plugin can do its work, or could once where that is enough.
     pub fn is_ready(&self) -> bool {
         let mut chains = self.routers.values().flat_map(|router| router.chains());
-        chains.all(|chain| chain.iter().all(|plugin| plugin.is_ready()))
+        let enough = !self.ready_continuously && self.was_ready.load(Ordering::Relaxed);
+        let ready = enough || chains.all(|chain| chain.iter().all(|plugin| plugin.is_ready()));
+        self.was_ready.fetch_or(ready, Ordering::Relaxed);
+        ready
     }
 
     /// The plugins of a server block, and the addresses it is served on.

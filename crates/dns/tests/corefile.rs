@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use common::{Folder, LOCALHOST, STOCK_COREFILE};
 use podwire_dns::{
@@ -168,7 +168,8 @@ fn complaints_name_line_and_column() {
             "3:12: \"soon\" is not a duration such as 5s or 500ms, of at most a day",
         ),
         (". {\n ready a b\n}", "2:10: ready takes at most 1 argument(s)"),
-        (". {\n ready {\n  x\n }\n}", "3:3: ready takes no options"),
+        (". {\n ready {\n  x\n }\n}", "3:3: ready: unknown option \"x\""),
+        (". {\n ready {\n  monitor often\n }\n}", "3:11: monitor: \"often\" is neither until-ready nor continuously"),
         (". {\n forward .\n}", "2:2: forward needs 2 argument(s), found 1"),
         (
             ". {\n forward . dns.example\n}",
@@ -181,9 +182,25 @@ fn complaints_name_line_and_column() {
         ),
         (". {\n cache 30 {\n  disable all\n }\n}", "3:11: disable: \"all\" is neither success nor denial"),
         (". {\n cache {\n  success 0\n }\n}", "3:11: a capacity of 0: use disable instead"),
-        (". {\n bind eth0\n}", "2:7: bind: \"eth0\" is no address; names of interfaces are not supported yet"),
+        (". {\n bind eth9\n}", "2:7: bind: \"eth9\" is neither an address nor a network interface of this host"),
+        (". {\n bind 10.0.0.1 {\n  except 10.0.0.1\n }\n}", "2:2: bind: no address is left"),
+        (". {\n bind 10.0.0.1 {\n  not 10.0.0.1\n }\n}", "3:3: bind: unknown option \"not\""),
+        (". {\n log \"{local}\"\n}", "2:6: log: placeholder {local} is not supported yet"),
+        (". {\n errors {\n  consolidate 5s\n }\n}", "3:3: consolidate needs 2 argument(s), found 1"),
+        (
+            ". {\n errors {\n  consolidate 5s x loud\n }\n}",
+            "3:20: consolidate: \"loud\" is not one of debug, info, warning, error, show_first",
+        ),
+        (". {\n errors {\n  consolidate 5s x info info\n }\n}", "3:25: consolidate: unexpected \"info\""),
+        (". {\n errors\n errors\n}", "3:2: errors can be used only once in a server block"),
         (". {\n reload 1s\n}", "2:9: reload: the shortest interval is 2s"),
-        (". {\n loadbalance weighted f\n}", "2:14: loadbalance: policy \"weighted\" is not supported yet"),
+        (". {\n loadbalance weighted\n}", "2:14: loadbalance: weighted needs a file"),
+        (". {\n loadbalance {\n  reload 5s\n }\n}", "3:3: loadbalance: unknown option \"reload\""),
+        (". {\n loadbalance {\n  prefer 10.0.0\n }\n}", "3:10: prefer: \"10.0.0\" is not a range such as 10.0.0.0/8"),
+        (
+            ". {\n loadbalance weighted /nonexistent/w {\n  reload 0\n }\n}",
+            "2:23: loadbalance: /nonexistent/w is not there",
+        ),
     ] {
         if complaint(text) != wanted {
             wrong.push(format!("{text:?}\n wanted {wanted}\n  found {}", complaint(text)));
@@ -199,6 +216,8 @@ fn what_is_not_wrong_is_accepted() {
         ". {\n health\n ready :8182\n prometheus 127.0.0.1:9154\n reload 10s 5s\n log . {\n class denial error\n }\n}",
         ". {\n cache 30 a b {\n success 100 30 1\n denial 100\n servfail 0\n }\n loadbalance round_robin\n reload off\n}",
         ". {\n forward a. 10.0.0.1 10.0.0.2:54 [::1]:53 {\n policy sequential\n force_tcp\n prefer_udp\n max_fails 0\n except b c\n }\n}",
+        ". {\n errors {\n stacktrace\n consolidate 5m \"^no .*\" warning show_first\n consolidate 1s x\n }\n log a b \"{combined} {/log/class}\" {\n class all\n }\n}",
+        ". {\n ready {\n monitor continuously\n }\n loadbalance {\n prefer 10.0.0.0/8 fd00::/8\n }\n}",
         "a:1 {\n kubernetes\n}\na:2 {\n kubernetes cluster.local 10.0.0.0/8 {\n fallthrough\n kubeconfig /x\n upstream\n }\n}",
     ] {
         assert_eq!(complaint(text), "accepted", "{text:?}");
@@ -282,7 +301,7 @@ fn complaints_about_imports_name_both_places() {
         ("self", "\nimport self"),
     ]);
     let mut environment = Environment::new(LOCALHOST);
-    environment.loader = std::sync::Arc::new(table);
+    environment.loader = Arc::new(table);
     for (text, wanted) in [
         (". {\n import bad\n}", "2:9: in bad:3:8: log: \"some\" is not one of all, success, denial, error"),
         (". {\n import deep\n}", "2:9: in bad:3:8: log: \"some\" is not one of all, success, denial, error"),
@@ -323,4 +342,18 @@ fn files_are_found_beside_the_corefile() {
     assert_eq!(zones, ["a.:53", "b.:53"]);
     let error = Corefile::parse("import c.conf\n", &System::beside(&folder.path("Corefile"))).unwrap_err().to_string();
     assert!(error.starts_with("1:8: cannot import \"c.conf\": No such file"), "{error}");
+}
+
+#[test]
+fn bind_takes_interfaces_and_exceptions() {
+    let mut environment = Environment::new(LOCALHOST);
+    let known = ["10.0.0.1", "10.0.0.2", "fe80::1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap());
+    environment.interfaces = Arc::new(move |name| Ok((name == "eth0").then(|| known.to_vec())));
+    let addresses = |text: &str| -> Vec<String> {
+        let program = Program::new(&format!(". {{\n bind {text}\n}}"), &environment).unwrap();
+        program.routers.keys().map(|address| address.ip().to_string()).collect()
+    };
+    assert_eq!(addresses("eth0 127.0.0.1"), ["10.0.0.1", "10.0.0.2", "127.0.0.1", "fd00::1"]);
+    assert_eq!(addresses("eth0 {\n except 10.0.0.2 fd00::1\n }"), ["10.0.0.1"]);
+    assert_eq!(addresses("127.0.0.1 10.0.0.1 {\n except eth0\n }\n bind 10.0.0.1"), ["10.0.0.1", "127.0.0.1"]);
 }

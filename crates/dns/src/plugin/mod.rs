@@ -30,7 +30,6 @@ use futures_util::future::BoxFuture;
 
 pub use cache::Cache;
 pub use kubernetes::{Kubernetes, PodMode};
-pub use loadbalance::LoadBalance;
 
 use crate::{
     corefile::{CorefileError, Directive},
