@@ -1,7 +1,7 @@
 //! `podwire dns`: the cluster's DNS server, as `coredns -conf Corefile`.
 
 use std::{
-    fs,
+    fs, io,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
@@ -15,6 +15,7 @@ use anyhow::{Context, anyhow};
 use futures_util::{Stream, StreamExt};
 use podwire_dns::{
     cluster::Cluster,
+    corefile::{Corefile, CorefileError, System},
     program::{ClusterNeeds, Environment, Program},
     server::Server,
     view::View,
@@ -25,6 +26,7 @@ use podwire_k8s::{
     k8s_openapi::api::core::v1::{Namespace, Pod},
     kube::{Api, runtime::watcher::Config},
 };
+use podwire_kernel::route::{Route, RouteSocket};
 use podwire_model::{self as model, Name, ObjectName, Problem};
 use tokio::task::JoinSet;
 use tracing::{error, info};
@@ -42,15 +44,23 @@ pub struct Args {
     conf: PathBuf,
 }
 
+/// A Corefile with all that it imports, or what is wrong with it.
+type Parsed = Result<Corefile, CorefileError>;
+
 /// Serves DNS until SIGTERM or SIGINT, then for the Corefile's lame duck time.
 ///
 /// # Errors
 /// The Corefile is missing or wrong, the Kubernetes API cannot be used, or an address cannot be opened.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut stop = Stop::new()?;
-    let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    let mut corefile = fs::read_to_string(&args.conf)
+    let environment = Environment {
+        loader: Arc::new(System::beside(&args.conf)),
+        interfaces: Arc::new(interface_addresses),
+        ..Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+    };
+    let text = fs::read_to_string(&args.conf)
         .with_context(|| format!("cannot read {}, name the Corefile with -conf", args.conf.display()))?;
+    let mut corefile = Corefile::parse(&text, &*environment.loader);
     let program = build(&args.conf, &corefile, &environment)?;
     let mut feed = Feed::start(program.cluster.clone(), &environment.cluster).await?;
     let mut server = Server::start(program, environment.clone()).await?;
@@ -74,24 +84,34 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn build(path: &Path, corefile: &str, environment: &Environment) -> anyhow::Result<Program> {
-    Program::new(corefile, environment).map_err(|error| anyhow!("{}:{error}", path.display()))
+fn build(path: &Path, corefile: &Parsed, environment: &Environment) -> anyhow::Result<Program> {
+    let program = corefile.as_ref().map_err(Clone::clone).and_then(|corefile| Program::of(corefile, environment));
+    program.map_err(|error| anyhow!("{}:{error}", path.display()))
 }
 
-/// Takes the Corefile over if its text differs from `known`. A refused text is not tried again.
+/// The addresses of a network interface, for directive `bind`.
+fn interface_addresses(name: &str) -> io::Result<Option<Vec<IpAddr>>> {
+    let mut socket = RouteSocket::open().map_err(io::Error::other)?;
+    let Some(link) = socket.link(name).map_err(io::Error::other)? else { return Ok(None) };
+    let addresses = socket.addresses(Some(link.index)).map_err(io::Error::other)?;
+    Ok(Some(addresses.iter().map(|address| address.net.addr()).collect()))
+}
+
+/// Takes the Corefile over if it, or a file that it imports, differs from `known`. A refused one is not tried again.
 async fn reload(
     path: &Path,
-    known: &mut String,
+    known: &mut Parsed,
     environment: &Environment,
     server: &mut Server,
     feed: &mut Feed,
 ) -> anyhow::Result<()> {
     // While the kubelet swaps a ConfigMap the file may be missing for a moment.
     let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
-    if text == *known {
+    let corefile = Corefile::parse(&text, &*environment.loader);
+    if corefile == *known {
         return Ok(());
     }
-    *known = text;
+    *known = corefile;
     let program = build(path, known, environment)?;
     let needs = program.cluster.clone();
     let new_feed = match needs == feed.needs {
