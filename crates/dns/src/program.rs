@@ -251,3 +251,37 @@ pub(crate) fn zones(words: &[Word]) -> Result<Vec<DnsName>, CorefileError> {
 pub(crate) fn nearest<'a>(zones: &'a [DnsName], name: &DnsName) -> Option<&'a DnsName> {
     zones.iter().filter(|zone| name.ends_with(*zone)).max_by_key(|zone| zone.label_count())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plugin that is ready when a switch is on.
+    struct Switch(Arc<AtomicBool>);
+
+    impl Plugin for Switch {
+        fn name(&self) -> &'static str {
+            "switch"
+        }
+
+        fn is_ready(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn ready_once_or_continuously() {
+        for continuously in [false, true] {
+            let switch = Arc::new(AtomicBool::new(false));
+            let chain: Chain = Arc::new([Arc::new(Switch(switch.clone())) as Arc<dyn Plugin>]);
+            let router = Arc::new(Router::new(vec![(DnsName::root_bytes(), chain)]));
+            let routers = [((IpAddr::from([127, 0, 0, 1]), 0).into(), router)].into();
+            let program = Program { routers, ready_continuously: continuously, ..Program::default() };
+            assert!(!program.is_ready());
+            switch.store(true, Ordering::Relaxed);
+            assert!(program.is_ready());
+            switch.store(false, Ordering::Relaxed);
+            assert_eq!(program.is_ready(), !continuously);
+        }
+    }
+}

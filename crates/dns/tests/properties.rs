@@ -4,9 +4,9 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use common::{arrival, cluster, environment, external, name, service, slice, stock_corefile};
+use common::{Folder, arrival, cluster, environment, external, name, service, slice, stock_corefile};
 use domain::base::{Message, iana::Rtype};
 use podwire_dns::{
     corefile::{Corefile, Loader, Nothing},
@@ -27,6 +27,45 @@ fn router() -> Arc<Router> {
     view.apply_slice(slice("default/many-1", "many", &["web/tcp/80"], &endpoints));
     Program::new(&corefile, &environment(view)).unwrap().routers.into_values().next().unwrap()
 }
+
+/// Every plugin that answers or changes answers by itself, on the names that [`question`] asks for.
+static EVERYTHING: LazyLock<Arc<Router>> = LazyLock::new(|| {
+    let folder = Folder::new();
+    let zone = folder.write(
+        "db",
+        "@ SOA a b 1 1 1 1 1\n*.svc CNAME web.default.svc\nweb.default.svc NS web\n_tcp DNAME svc\n@ TXT x\n",
+    );
+    let corefile = format!(
+        r#".:0 {{
+            bufsize 600
+            any
+            errors
+            log . "{{combined}}{{/log/type}}"
+            loadbalance {{
+                prefer 10.0.0.0/8
+            }}
+            rewrite continue name regex (.*)web(.*) {{1}}headless{{2}} answer auto answer value (.*) {{1}}
+            rewrite continue name suffix local local.cluster.local answer auto
+            rewrite continue ttl substring a 5-6
+            rewrite type TXT A
+            template IN ANY default {{
+                match ^(?P<a>[^.]*)[.](.*)$
+                answer "{{{{ .Name }}}} 60 IN CNAME {{{{ .Group.a }}}}.svc.{{{{ index .Match 2 }}}}"
+                fallthrough
+            }}
+            hosts /nonexistent/hosts svc {{
+                10.244.0.5 web.default.svc *.default.svc
+                fallthrough
+            }}
+            kubernetes cluster.local 10.in-addr.arpa
+            file {zone} . {{
+                reload 0
+                fallthrough arpa
+            }}
+        }}"#
+    );
+    Program::new(&corefile, &environment(cluster())).unwrap().routers.into_values().next().unwrap()
+});
 
 /// Answers a packet as the server does, and checks the answer against what the client allows.
 fn answer(router: &Arc<Router>, packet: &[u8], transport: Transport) {
@@ -212,6 +251,19 @@ proptest! {
             answer(&router, &packet[..=index], Transport::Udp);
         }
         answer(&router, &packet, Transport::Udp);
+    }
+
+    #[test]
+    fn every_plugin_survives_damaged_questions(packet in question(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
+        let router = EVERYTHING.clone();
+        answer(&router, &packet, Transport::Udp);
+        let mut packet = packet;
+        for (index, byte) in damage {
+            let index = index.index(packet.len());
+            packet[index] = byte;
+        }
+        answer(&router, &packet, Transport::Udp);
+        answer(&router, &packet, Transport::Tcp);
     }
 
     #[test]
