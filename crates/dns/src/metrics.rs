@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::plugin::{hosts::HostsMetrics, template::TemplateMetrics};
+use crate::plugin::{acl::AclMetrics, hosts::HostsMetrics, local::LocalMetrics, template::TemplateMetrics};
 
 /// Labels of `coredns_dns_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,6 +48,8 @@ pub struct Metrics {
     pub(crate) reloads_failed: Counter,
     pub(crate) hosts: HostsMetrics,
     pub(crate) template: TemplateMetrics,
+    pub(crate) local: LocalMetrics,
+    pub(crate) acl: AclMetrics,
 }
 
 impl Default for Metrics {
@@ -64,6 +66,8 @@ impl Default for Metrics {
             reloads_failed: Counter::default(),
             hosts: HostsMetrics::default(),
             template: TemplateMetrics::default(),
+            local: LocalMetrics::default(),
+            acl: AclMetrics::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
@@ -75,6 +79,8 @@ impl Default for Metrics {
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
         metrics.hosts.register(registry);
         metrics.template.register(registry);
+        metrics.local.register(registry);
+        metrics.acl.register(registry);
         metrics
     }
 }

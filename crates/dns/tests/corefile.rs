@@ -151,6 +151,17 @@ fn complaints_name_line_and_column() {
             ". {\n template IN A {\n  answer \"a A 10.0.0\"\n }\n}",
             "3:10: template: this is no record: 1:5: A: expected IPv4 address",
         ),
+        (". {\n acl {\n  drop\n }\n}", "3:3: acl: option \"drop\" is not supported yet"),
+        (". {\n acl {\n  block net\n }\n}", "3:9: acl: nothing after \"net\""),
+        (". {\n acl {\n  block 10.0.0.1\n }\n}", "3:9: acl: expected \"type\" or \"net\""),
+        (
+            ". {\n acl {\n  block type A net 10\n }\n}",
+            "3:20: acl: \"10\" is neither a range such as 10.0.0.0/8 nor an address",
+        ),
+        (". {\n header\n}", "2:2: header needs at least one line, such as \"response set ra\""),
+        (". {\n header {\n  response set rd\n }\n}", "3:16: header: rd of a response is not supported yet"),
+        (". {\n header {\n  query set x\n }\n}", "3:13: header: unknown flag \"x\""),
+        (". {\n local {\n  localhost_prefix maybe\n }\n}", "3:20: localhost_prefix: \"maybe\" is neither on nor off"),
         (". {\n any x\n}", "2:6: any takes at most 0 argument(s)"),
         (". {\n bufsize 511\n}", "2:10: bufsize: \"511\" is not a number from 512 to 4096"),
         (

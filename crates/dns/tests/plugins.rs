@@ -289,3 +289,104 @@ async fn template_makes_records_of_the_question() {
         assert!(metrics.contains(wanted), "{wanted}\n{metrics}");
     }
 }
+
+#[tokio::test]
+async fn acl_decides_who_may_ask_for_what() {
+    let corefile = ".:0 {
+            prometheus 127.0.0.1:0
+            acl blocked.test {
+                allow type TXT net 127.0.0.0/8
+                block net 10.0.0.0/8 ::1
+                filter type AAAA MX
+                block type *
+            }
+            acl other.test {
+                block net 192.0.2.1
+            }
+            acl {
+                filter type HINFO
+            }
+            template IN ANY test {
+                answer \"{{ .Name }} 60 IN CNAME a.blocked.test\"
+            }
+        }";
+    let (server, address) = start(corefile, &environment(cluster())).await;
+    let alias = "a.blocked.test. 60 IN CNAME a.blocked.test.\n";
+    assert_answers(
+        address,
+        &[
+            ("a.blocked.test A", "REFUSED\n"),
+            ("a.blocked.test AAAA", "NOERROR\n"),
+            ("a.blocked.test TXT", &format!("NOERROR aa\n{alias}")),
+            ("x.other.test TXT", "NOERROR aa\nx.other.test. 60 IN CNAME a.blocked.test.\n"),
+            ("x.other.test HINFO", "NOERROR\n"),
+        ],
+    )
+    .await;
+    let metrics = get(server.pages().next().unwrap().1, "/metrics").await;
+    for wanted in [
+        r#"coredns_acl_blocked_requests_total{server="dns://:0",zone="blocked.test.",view=""} 2"#,
+        r#"coredns_acl_filtered_requests_total{server="dns://:0",zone="blocked.test.",view=""} 2"#,
+        r#"coredns_acl_allowed_requests_total{server="dns://:0",view=""} 4"#,
+    ] {
+        assert!(metrics.contains(wanted), "{wanted}\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn local_chaos_whoami_minimal_and_header() {
+    let corefile = "
+        .:0 {
+            local
+            chaos Version-1 one two
+            whoami
+        }
+        plain.test:0 {
+            minimal
+            header {
+                response set ra
+                response clear aa
+                query clear rd
+            }
+            template IN ANY {
+                answer \"{{ .Name }} 60 IN TXT x\"
+                authority \"plain.test 60 IN NS ns.test\"
+                additional \"ns.test 60 IN A 10.0.0.1\"
+            }
+        }
+        off.test:0 {
+            local {
+                localhost_prefix off
+            }
+            chaos
+        }";
+    let (_server, address) = start(corefile, &environment(cluster())).await;
+    let soa = |name: &str| format!("authority {name} 604800 IN SOA localhost. root.localhost. 1 0 0 0 604800\n");
+    assert_answers(
+        address,
+        &[
+            ("localhost", "NOERROR\nlocalhost. 604800 IN A 127.0.0.1\n"),
+            ("Localhost.example AAAA", "NOERROR\nLocalhost.example. 604800 IN AAAA ::1\n"),
+            ("a.localhost", "NOERROR\na.localhost. 604800 IN A 127.0.0.1\n"),
+            ("localhost TXT", &format!("NOERROR\n{}", soa("localhost."))),
+            ("localhost NS", "NOERROR\nlocalhost. 604800 IN NS localhost.\n"),
+            ("-x 127.0.0.1", "NOERROR\n1.0.0.127.in-addr.arpa. 604800 IN PTR localhost.\n"),
+            ("-x 127.0.0.2", &format!("NXDOMAIN\n{}", soa("127.in-addr.arpa."))),
+            ("255.in-addr.arpa SOA", &format!("NOERROR\n{}", soa("255.in-addr.arpa.").replace("authority ", ""))),
+            ("localhost.off.test", "REFUSED\n"),
+            ("version.bind CH TXT", "NOERROR\nversion.bind. 0 CH TXT \"Version-1\"\n"),
+            ("authors.bind CH TXT", "NOERROR\nauthors.bind. 0 CH TXT \"one\"\nauthors.bind. 0 CH TXT \"two\"\n"),
+            ("version.bind CH A", "REFUSED\n"),
+            ("plain.test", "NOERROR ra\nplain.test. 60 IN TXT \"x\"\n"),
+        ],
+    )
+    .await;
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let wanted = format!("NOERROR\nhostname.bind. 0 CH TXT \"{}\"\n", host.trim());
+    assert_eq!(ask(address, "hostname.bind CH TXT").await, wanted);
+    for (option, label) in [("+notcp", "_udp"), ("+tcp", "_tcp")] {
+        let answer = digest(&dig(address, &["me.example", option]).await);
+        assert!(answer.starts_with(&format!("NOERROR aa\nadditional {label}.me.example. 0 IN SRV 0 0 ")), "{answer}");
+        assert!(answer.ends_with("\nadditional me.example. 0 IN A 127.0.0.1\n"), "{answer}");
+    }
+}

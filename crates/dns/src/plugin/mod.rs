@@ -1,19 +1,24 @@
 //! The plugins, and the table that says which directives there are and in which order they run.
 
+pub(crate) mod acl;
 mod any;
 mod bind;
 mod bufsize;
 mod cache;
+mod chaos;
 mod errors;
 mod fall;
 mod file;
 mod forward;
+mod header;
 mod health;
 pub(crate) mod hosts;
 mod kubernetes;
 mod loadbalance;
+pub(crate) mod local;
 mod log;
 mod r#loop;
+mod minimal;
 pub(crate) mod pattern;
 mod prometheus;
 mod ready;
@@ -22,6 +27,7 @@ mod rewrite;
 pub(crate) mod template;
 pub(crate) mod upstream;
 mod watched;
+mod whoami;
 
 use std::sync::Arc;
 
@@ -122,20 +128,20 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("errors", Yes(errors::setup)),
     ("log", Yes(log::setup)),
     ("dnstap", NotYet),
-    ("local", NotYet),
+    ("local", Yes(local::setup)),
     ("dns64", NotYet),
     ("any", Yes(any::setup)),
-    ("chaos", NotYet),
+    ("chaos", Yes(chaos::setup)),
     ("loadbalance", Yes(loadbalance::setup)),
     ("tsig", NotYet),
     ("rewrite", Yes(rewrite::setup)),
     ("autopath", NotYet),
-    ("acl", NotYet),
+    ("acl", Yes(acl::setup)),
     ("cache", Yes(cache::setup)),
-    ("header", NotYet),
+    ("header", Yes(header::setup)),
     ("dnssec", NotYet),
     ("tls", NotYet),
-    ("minimal", NotYet),
+    ("minimal", Yes(minimal::setup)),
     ("template", Yes(template::setup)),
     ("transfer", NotYet),
     ("hosts", Yes(hosts::setup)),
@@ -152,7 +158,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("forward", Yes(forward::setup)),
     ("grpc", NotYet),
     ("erratic", NotYet),
-    ("whoami", NotYet),
+    ("whoami", Yes(whoami::setup)),
     ("on", NotYet),
     ("sign", NotYet),
     ("view", NotYet),
