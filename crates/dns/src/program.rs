@@ -212,6 +212,12 @@ impl<'a> SiteBuilder<'a> {
         }
     }
 
+    /// The label `server` of metrics.
+    pub(crate) fn server(&self) -> Arc<str> {
+        let port = self.block.keys.first().map_or(0, |key| key.port);
+        format!("dns://:{port}").into()
+    }
+
     /// The zones of the server block.
     pub(crate) fn zones(&self) -> Vec<DnsName> {
         self.block.keys.iter().map(|key| key.zone.clone()).collect()

@@ -87,8 +87,8 @@ pub(super) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>) -> Result
         let policies: Result<Vec<_>, _> = directive.body.iter().map(policy).collect();
         rules.push(Rule { zones: site.zones_or_own(&directive.args)?, policies: policies? });
     }
-    let port = site.block.keys.first().map_or(0, |key| key.port);
-    site.add(Acl { rules, server: format!("dns://:{port}").into(), metrics: site.environment.metrics.clone() });
+    let acl = Acl { rules, server: site.server(), metrics: site.environment.metrics.clone() };
+    site.add(acl);
     Ok(())
 }
 

@@ -15,7 +15,6 @@ use crate::{
 /// `template CLASS TYPE [ZONES…] { match REGEX…; answer|additional|authority RECORD…; rcode CODE; fallthrough [ZONES…] }`
 pub(in crate::plugin) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>) -> Result<(), CorefileError> {
     let [class, rtype, names @ ..] = directive.arguments(2, usize::MAX)? else { return Ok(()) };
-    let port = site.block.keys.first().map_or(0, |key| key.port);
     let mut template = Template {
         class: any_or(class, Class::ANY, "a class")?,
         rtype: any_or(rtype, Rtype::ANY, "a record type")?,
@@ -26,7 +25,7 @@ pub(in crate::plugin) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>
         additional: Vec::new(),
         rcode: Rcode::NOERROR,
         fallthrough: Fallthrough::default(),
-        server: format!("dns://:{port}").into(),
+        server: site.server(),
         metrics: site.environment.metrics.clone(),
     };
     for option in directive.body.iter().filter(|option| option.name() == "match") {
