@@ -212,15 +212,15 @@ impl<'a> SiteBuilder<'a> {
         }
     }
 
-    /// The label `server` of metrics.
-    pub(crate) fn server(&self) -> Arc<str> {
-        let port = self.block.keys.first().map_or(0, |key| key.port);
-        format!("dns://:{port}").into()
-    }
-
     /// The zones of the server block.
     pub(crate) fn zones(&self) -> Vec<DnsName> {
         self.block.keys.iter().map(|key| key.zone.clone()).collect()
+    }
+
+    /// The server block as CoreDNS's metrics name it.
+    pub(crate) fn server_label(&self) -> Arc<str> {
+        let port = self.block.keys.first().map_or(0, |key| key.port);
+        format!("dns://:{port}").into()
     }
 
     /// The zones that `words` name; none means those of the server block.

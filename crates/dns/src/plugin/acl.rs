@@ -87,7 +87,7 @@ pub(super) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>) -> Result
         let policies: Result<Vec<_>, _> = directive.body.iter().map(policy).collect();
         rules.push(Rule { zones: site.zones_or_own(&directive.args)?, policies: policies? });
     }
-    let acl = Acl { rules, server: site.server(), metrics: site.environment.metrics.clone() };
+    let acl = Acl { rules, server: site.server_label(), metrics: site.environment.metrics.clone() };
     site.add(acl);
     Ok(())
 }

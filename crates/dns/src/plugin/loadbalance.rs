@@ -219,9 +219,10 @@ fn rank(ranges: &[IpNet], record: &Record) -> usize {
     ranges.iter().position(|range| ip.is_some_and(|ip| range.contains(&ip))).unwrap_or(ranges.len())
 }
 
-fn fisher_yates(records: &mut [Record], random: &mut u64) {
-    for last in (1..records.len()).rev() {
-        records.swap(last, next(random) as usize % (last + 1));
+/// Puts items in any order, each as likely as the others.
+pub(super) fn fisher_yates<T>(items: &mut [T], random: &mut u64) {
+    for last in (1..items.len()).rev() {
+        items.swap(last, next(random) as usize % (last + 1));
     }
 }
 
@@ -238,10 +239,7 @@ mod tests {
         time::Instant,
     };
 
-    use domain::{
-        base::iana::Class,
-        rdata::{A, Cname},
-    };
+    use domain::rdata::{A, Cname};
 
     use super::*;
     use crate::message::{Arrival, Transport, record};
@@ -255,18 +253,8 @@ mod tests {
         let client = ([127, 0, 0, 1], 1).into();
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let arrival = Arrival { client, transport: Transport::Udp, now: Instant::now(), random };
-        let query = Query {
-            id: 0,
-            recursion_desired: false,
-            checking_disabled: false,
-            name: DnsName::root_bytes(),
-            qtype: Rtype::A,
-            qclass: Class::IN,
-            edns: None,
-            options: Vec::new(),
-            arrival,
-            depth: 0,
-        };
+        // A header, the root, A, IN.
+        let query = Query::parse(&[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1], arrival).unwrap();
         let mut reply = Reply { answer: records, ..Reply::default() };
         balance.answered(&query, &mut reply);
         let last = |record: &Record| match address(record) {

@@ -29,7 +29,7 @@ pub(super) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>) -> Result
     site.page(Page::Metrics, address, PORT)?;
     let zones = site.zones();
     let labels = zones.iter().map(|zone| zone.fmt_with_dot().to_string().into()).collect();
-    let (metrics, server) = (site.environment.metrics.clone(), site.server());
+    let (metrics, server) = (site.environment.metrics.clone(), site.server_label());
     site.add(Prometheus { metrics, server, zones, labels });
     Ok(())
 }

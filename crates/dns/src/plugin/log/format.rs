@@ -208,29 +208,21 @@ fn flags(query: &Query, reply: &Reply) -> String {
 mod tests {
     use std::time::Instant;
 
-    use domain::{
-        base::iana::{Class as DnsClass, Rcode, Rtype},
-        rdata::A,
-    };
+    use domain::{base::iana::Rcode, rdata::A};
 
     use super::*;
-    use crate::message::{Arrival, Data, DnsName, Edns, record};
+    use crate::message::{Arrival, Data, record};
 
-    fn query(client: &str, edns: Option<Edns>) -> Query {
+    /// `Example.org A` with RD set, and with an OPT record that offers 4096 bytes and has the DO bit.
+    fn query(client: &str, edns: bool) -> Query {
         let arrival =
             Arrival { client: client.parse().unwrap(), transport: Transport::Udp, now: Instant::now(), random: 0 };
-        Query {
-            id: 29008,
-            recursion_desired: true,
-            checking_disabled: false,
-            name: DnsName::bytes_from_str("Example.org").unwrap(),
-            qtype: Rtype::A,
-            qclass: DnsClass::IN,
-            edns,
-            options: Vec::new(),
-            arrival,
-            depth: 0,
+        let mut packet = vec![0x71, 0x50, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns)];
+        packet.extend(b"\x07Example\x03org\0\0\x01\0\x01");
+        if edns {
+            packet.extend([0, 0, 41, 0x10, 0, 0, 0, 0x80, 0, 0, 0]);
         }
+        Query::parse(&packet, arrival).unwrap()
     }
 
     fn line(format: &str, query: &Query, reply: &Reply) -> String {
@@ -243,8 +235,8 @@ mod tests {
 
     #[test]
     fn lines() {
-        let query6 = query("[::1]:50759", Some(Edns { udp_size: 4096, dnssec_ok: true }));
-        let query4 = query("10.0.0.1:53", None);
+        let query6 = query("[::1]:50759", true);
+        let query4 = query("10.0.0.1:53", false);
         let mut reply = Reply { authoritative: true, ..Reply::default() };
         let common = "[::1]:50759 - 29008 \"A IN example.org. udp 40 true 4096\" NOERROR qr,aa,rd 40 0.0015s";
         assert_eq!(Format::default().line(&query6, &reply, Duration::from_micros(1_500)), common);

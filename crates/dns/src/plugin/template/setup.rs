@@ -25,7 +25,7 @@ pub(in crate::plugin) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>
         additional: Vec::new(),
         rcode: Rcode::NOERROR,
         fallthrough: Fallthrough::default(),
-        server: site.server(),
+        server: site.server_label(),
         metrics: site.environment.metrics.clone(),
     };
     for option in directive.body.iter().filter(|option| option.name() == "match") {
