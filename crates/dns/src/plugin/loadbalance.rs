@@ -240,6 +240,7 @@ mod tests {
     };
 
     use domain::rdata::{A, Cname};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::message::{Arrival, Transport, record};
@@ -314,6 +315,15 @@ mod tests {
             ("a..b", "1: not a domain name: \"a..b\""),
         ] {
             assert_eq!(parse(text), Err(wanted.to_owned()), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_weight_file_is_survived(text in "([a-z.#]{0,6}|10.0.0.[0-9]|[0-9]{1,4}|[ \n]{1,2}){0,20}") {
+            if let Ok(weights) = parse(&text) {
+                prop_assert!(weights.values().flatten().all(|(_, weight)| *weight > 0));
+            }
         }
     }
 }

@@ -209,6 +209,7 @@ mod tests {
     use std::time::Instant;
 
     use domain::{base::iana::Rcode, rdata::A};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::message::{Arrival, Data, record};
@@ -248,5 +249,17 @@ mod tests {
         assert_eq!(line("{ {rcode} } {none} {>x} a}b {", &query4, &reply), "{ NOERROR } {none} {>x} a}b {");
         reply.rcode = Rcode::SERVFAIL;
         assert_eq!(line("{/log/class} {/log/type}", &query4, &reply), "error SERVFAIL");
+    }
+
+    proptest! {
+        #[test]
+        fn any_format_is_survived(parts in prop::collection::vec(prop::sample::select(vec![
+            "{", "}", "{type}", "{>id}", "{/x}", " ", "{common}", "ä", "{>", "name}",
+        ]), 0..20)) {
+            let text = parts.concat();
+            let written = line(&text, &query("10.0.0.1:53", false), &Reply::default());
+            // What is no placeholder stays.
+            prop_assert_eq!(written.matches('ä').count(), text.matches('ä').count());
+        }
     }
 }
