@@ -147,6 +147,17 @@ async fn a_zone_file_is_served() {
                 NS,
             ),
         ),
+        (
+            "x.old.example.org CNAME",
+            with(
+                "NOERROR aa",
+                &[
+                    "old.example.org. 3600 IN DNAME new.example.org.",
+                    "x.old.example.org. 3600 IN CNAME x.new.example.org.",
+                ],
+                NS,
+            ),
+        ),
         ("old.example.org", with("NOERROR aa", &[], SOA)),
         (
             "single.away.example.org",

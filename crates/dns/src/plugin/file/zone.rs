@@ -93,6 +93,10 @@ impl Zone {
                 Found::Tree(dname, target) => {
                     reply.answer.push(dname.clone());
                     reply.answer.push(record(name, dname.ttl().as_secs(), Data::Cname(Cname::new(target.clone()))));
+                    if query.qtype == Rtype::CNAME {
+                        reply.authority = self.servers(&[]);
+                        return Outcome::Reply(reply);
+                    }
                     name = target;
                     if !name.ends_with(&self.apex) {
                         return Outcome::Alias(reply, name);
