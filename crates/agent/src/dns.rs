@@ -2,15 +2,19 @@
 //! DNSCache's `node-cache`.
 
 use std::{
+    io,
     net::{IpAddr, Ipv6Addr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use anyhow::anyhow;
 use podwire_dns::{
+    corefile::{Corefile, CorefileError, System},
     program::{Environment, Program},
     server::Server,
 };
+use podwire_kernel::route::{Route, RouteSocket};
 use tracing::{error, info};
 
 use crate::daemon::{Stop, sleep};
@@ -33,6 +37,9 @@ pub struct Args {
     node_local: node_local::Flags,
 }
 
+/// A Corefile with all that it imports, or what is wrong with it.
+type Parsed = Result<Corefile, CorefileError>;
+
 /// Serves DNS until SIGTERM or SIGINT, then for the Corefile's lame duck time.
 ///
 /// # Errors
@@ -52,8 +59,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Serves until the lame duck time is over.
 async fn serve(source: &Source, node_local: &mut NodeLocal, stop: &mut Stop) -> anyhow::Result<Server> {
-    let environment = Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    let mut corefile = source.read()?;
+    let environment = Environment {
+        loader: Arc::new(System::beside(source.path())),
+        interfaces: Arc::new(interface_addresses),
+        ..Environment::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+    };
+    let mut corefile = Corefile::parse(&source.read()?, &*environment.loader);
     let program = build(source, &corefile, &environment, node_local)?;
     let mut feed = Feed::start(program.cluster.clone(), &environment, node_local.node()).await?;
     let mut server = Server::start(program, environment.clone()).await?;
@@ -82,28 +93,38 @@ async fn serve(source: &Source, node_local: &mut NodeLocal, stop: &mut Stop) -> 
 
 fn build(
     source: &Source,
-    corefile: &str,
+    corefile: &Parsed,
     environment: &Environment,
     node_local: &NodeLocal,
 ) -> anyhow::Result<Program> {
-    let program = Program::new(corefile, environment).map_err(|error| anyhow!("{}:{error}", source.path().display()));
+    let program = corefile.as_ref().map_err(Clone::clone).and_then(|corefile| Program::of(corefile, environment));
+    let program = program.map_err(|error| anyhow!("{}:{error}", source.path().display()));
     program.map(|program| node_local.at_its_addresses(program))
 }
 
-/// Takes the Corefile over if its text differs from `known`. A refused text is not tried again.
+/// The addresses of a network interface, for directive `bind`.
+fn interface_addresses(name: &str) -> io::Result<Option<Vec<IpAddr>>> {
+    let mut socket = RouteSocket::open().map_err(io::Error::other)?;
+    let Some(link) = socket.link(name).map_err(io::Error::other)? else { return Ok(None) };
+    let addresses = socket.addresses(Some(link.index)).map_err(io::Error::other)?;
+    Ok(Some(addresses.iter().map(|address| address.net.addr()).collect()))
+}
+
+/// Takes the Corefile over if it, or a file that it imports, differs from `known`. A refused one is not tried again.
 async fn reload(
     source: &Source,
-    known: &mut String,
+    known: &mut Parsed,
     environment: &Environment,
     (server, feed): (&mut Server, &mut Feed),
     node_local: &NodeLocal,
 ) -> anyhow::Result<()> {
     // While the kubelet swaps a ConfigMap the file may be missing for a moment.
     let Ok(text) = source.read() else { return Ok(()) };
-    if text == *known {
+    let corefile = Corefile::parse(&text, &*environment.loader);
+    if corefile == *known {
         return Ok(());
     }
-    *known = text;
+    *known = corefile;
     let program = build(source, known, environment, node_local)?;
     let needs = program.cluster.clone();
     let new_feed = match needs == feed.needs {

@@ -144,6 +144,7 @@ fn question(name: &str, qtype: Rtype) -> Vec<u8> {
         qtype,
         qclass: Class::IN,
         edns: None,
+        options: Vec::new(),
         arrival: arrival(Transport::Udp),
         depth: 0,
     };

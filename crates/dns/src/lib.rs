@@ -12,8 +12,9 @@
 //! - [`message`]: DNS messages in and out, over `domain`.
 //! - [`server`]: the sockets.
 //!
-//! Time and randomness come with each query ([`message::Arrival`]). Only [`server`] and the plugins that talk to others
-//! (`forward`, `loop`) do IO.
+//! Time and randomness come with each query ([`message::Arrival`]). Only [`server`], the plugins that talk to others
+//! (`forward`, `loop`) and those that read files (`hosts`, `file`, `loadbalance`, always in the background) do IO; files that a
+//! Corefile imports come from a [`corefile::Loader`].
 
 pub mod cluster;
 pub mod corefile;
@@ -25,3 +26,4 @@ pub mod random;
 pub mod router;
 pub mod server;
 pub mod view;
+mod zone_text;

@@ -8,7 +8,10 @@ use domain::{
         Message, MessageBuilder, Name, NameBuilder, ParsedName, Question, StaticCompressor, Ttl,
         iana::{Class, Opcode, OptRcode, Rcode, Rtype},
         name::{FlattenInto, PushError},
+        record::ParsedRecord,
+        wire::ParseError,
     },
+    dep::octseq::OctetsBuilder,
     rdata::AllRecordData,
 };
 
@@ -88,6 +91,8 @@ pub struct Query {
     pub qclass: Class,
     /// The OPT record, if there was one.
     pub edns: Option<Edns>,
+    /// EDNS options, by code, for the servers that are asked in turn. Those of the client end here (RFC 6891 6.1.1).
+    pub options: Vec<(u16, Bytes)>,
     /// How, when and from where it came.
     pub arrival: Arrival,
     /// How many steps of our own led here; 0 for what a client asked.
@@ -135,6 +140,7 @@ impl Query {
             qtype: question.qtype(),
             qclass: question.qclass(),
             edns,
+            options: Vec::new(),
             arrival,
             depth: 0,
         })
@@ -175,6 +181,10 @@ impl Query {
             let _ = builder.opt(|opt| {
                 opt.set_udp_payload_size(OFFERED_UDP_SIZE);
                 opt.set_dnssec_ok(edns.dnssec_ok);
+                for (code, value) in &self.options {
+                    let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
+                    opt.push_raw_option((*code).into(), length, |target| target.append_slice(&value[..length.into()]))?;
+                }
                 Ok(())
             });
         }
@@ -209,6 +219,8 @@ pub struct Reply {
     pub authority: Vec<Record>,
     /// The additional section, without OPT.
     pub additional: Vec<Record>,
+    /// The largest UDP message it may be sent in, bytes, where that is less than the client takes.
+    pub udp_limit: Option<u16>,
     /// Where it comes from.
     pub source: Source,
     /// The plugin that gave it.
@@ -228,6 +240,7 @@ impl Default for Reply {
             answer: Vec::new(),
             authority: Vec::new(),
             additional: Vec::new(),
+            udp_limit: None,
             source: Source::Local,
             plugin: "",
             error: None,
@@ -292,8 +305,7 @@ impl Reply {
                 if record.rtype() == Rtype::OPT {
                     continue;
                 }
-                let record = record.into_any_record::<AllRecordData<Bytes, ParsedName<Bytes>>>().map_err(malformed)?;
-                records.push(record.flatten_into());
+                records.push(owned_record(record).map_err(malformed)?);
             }
         }
         Ok(reply)
@@ -304,7 +316,9 @@ impl Reply {
     pub fn encode(&self, query: &Query, mut buffer: Vec<u8>) -> Vec<u8> {
         buffer.clear();
         let Ok(mut builder) = MessageBuilder::from_target(StaticCompressor::new(buffer));
-        builder.set_push_limit(query.size_limit() - if query.edns.is_some() { OPT_SIZE } else { 0 });
+        let limit = self.udp_limit.filter(|_| query.arrival.transport == Transport::Udp && query.edns.is_some());
+        let limit = limit.map_or(usize::MAX, usize::from).min(query.size_limit());
+        builder.set_push_limit(limit - if query.edns.is_some() { OPT_SIZE } else { 0 });
         let header = builder.header_mut();
         header.set_id(query.id);
         header.set_qr(true);
@@ -364,6 +378,11 @@ pub fn encode_rejection(packet: &[u8], rcode: OptRcode) -> Vec<u8> {
         });
     }
     builder.finish()
+}
+
+/// A record of a message as answers hold it.
+pub(crate) fn owned_record(record: ParsedRecord<'_, Bytes>) -> Result<Record, ParseError> {
+    Ok(record.into_any_record::<AllRecordData<Bytes, ParsedName<Bytes>>>()?.flatten_into())
 }
 
 /// A record of class IN.

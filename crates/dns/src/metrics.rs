@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::plugin::{acl::AclMetrics, hosts::HostsMetrics, local::LocalMetrics, template::TemplateMetrics};
+
 /// Labels of `coredns_dns_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
@@ -47,6 +49,10 @@ pub struct Metrics {
     pub(crate) reloads_failed: Counter,
     pub(crate) autopath_successes: Counter,
     pub(crate) watch_restarts: Counter,
+    pub(crate) hosts: HostsMetrics,
+    pub(crate) template: TemplateMetrics,
+    pub(crate) local: LocalMetrics,
+    pub(crate) acl: AclMetrics,
 }
 
 impl Default for Metrics {
@@ -64,6 +70,10 @@ impl Default for Metrics {
             reloads_failed: Counter::default(),
             autopath_successes: Counter::default(),
             watch_restarts: Counter::default(),
+            hosts: HostsMetrics::default(),
+            template: TemplateMetrics::default(),
+            local: LocalMetrics::default(),
+            acl: AclMetrics::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
@@ -80,6 +90,10 @@ impl Default for Metrics {
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
         registry.register("autopath_success", "Searches done for clients", metrics.autopath_successes.clone());
         registry.register("kubernetes_watch_restarts", "Watches that went quiet", metrics.watch_restarts.clone());
+        metrics.hosts.register(registry);
+        metrics.template.register(registry);
+        metrics.local.register(registry);
+        metrics.acl.register(registry);
         metrics
     }
 }

@@ -3,15 +3,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use crate::{
     cluster::Cluster,
-    corefile::{Block, Corefile, CorefileError, Directive, Word, ZoneKey},
+    corefile::{Block, Corefile, CorefileError, Directive, Loader, System, Word, ZoneKey},
     message::DnsName,
     metrics::Metrics,
     plugin::{PLUGINS, Plugin, Support},
@@ -30,12 +34,27 @@ pub struct Environment {
     pub metrics: Arc<Metrics>,
     /// The source of unpredictable numbers.
     pub random: Arc<Random>,
+    /// Where imported files and the values of variables come from.
+    pub loader: Arc<dyn Loader>,
+    /// The addresses of the host's network interfaces.
+    pub interfaces: Interfaces,
 }
 
+/// Looks up the addresses of the network interface of a name; `None` if there is no such interface.
+pub type Interfaces = Arc<dyn Fn(&str) -> io::Result<Option<Vec<IpAddr>>> + Send + Sync>;
+
 impl Environment {
-    /// An environment with an empty cluster that listens on `listen`.
+    /// An environment with an empty cluster and no known interfaces that listens on `listen`; imported files are looked
+    /// for in the current folder.
     pub fn new(listen: IpAddr) -> Self {
-        Self { listen, cluster: Arc::default(), metrics: Arc::default(), random: Arc::default() }
+        Self {
+            listen,
+            cluster: Arc::default(),
+            metrics: Arc::default(),
+            random: Arc::default(),
+            loader: Arc::new(System::default()),
+            interfaces: Arc::new(|_| Ok(None)),
+        }
     }
 }
 
@@ -85,6 +104,10 @@ pub struct Program {
     pub reload: Option<Duration>,
     /// Whether the cluster must be watched, and what of it.
     pub cluster: Option<ClusterNeeds>,
+    /// Whether [`Self::is_ready`] asks the plugins again after they were ready once.
+    pub ready_continuously: bool,
+    /// Whether every plugin was ready once.
+    was_ready: AtomicBool,
 }
 
 impl Program {
@@ -93,10 +116,22 @@ impl Program {
     /// # Errors
     /// The first thing that is wrong or not supported, with line and column.
     pub fn new(corefile: &str, environment: &Environment) -> Result<Self, CorefileError> {
+        Self::of(&Corefile::parse(corefile, &*environment.loader)?, environment)
+    }
+
+    /// Builds a parsed Corefile.
+    ///
+    /// # Errors
+    /// The first thing that is wrong or not supported, with line and column.
+    pub fn of(corefile: &Corefile, environment: &Environment) -> Result<Self, CorefileError> {
+        Self::assemble(&corefile.blocks, environment).map_err(|error| corefile.explain(error))
+    }
+
+    fn assemble(blocks: &[Block], environment: &Environment) -> Result<Self, CorefileError> {
         let mut program = Self::default();
         let mut sites: BTreeMap<SocketAddr, Vec<(ZoneKey, Chain)>> = BTreeMap::new();
-        for block in Corefile::parse(corefile)?.blocks {
-            let (chain, addresses) = program.build(&block, environment)?;
+        for block in blocks {
+            let (chain, addresses) = program.build(block, environment)?;
             for (key, address) in block.keys.iter().flat_map(|key| addresses.iter().map(move |address| (key, *address)))
             {
                 let sites = sites.entry(SocketAddr::new(address, key.port)).or_default();
@@ -114,10 +149,13 @@ impl Program {
         Ok(program)
     }
 
-    /// Whether every plugin can do its work.
+    /// Whether every plugin can do its work, or could once where that is enough.
     pub fn is_ready(&self) -> bool {
         let mut chains = self.routers.values().flat_map(|router| router.chains());
-        chains.all(|chain| chain.iter().all(|plugin| plugin.is_ready()))
+        let enough = !self.ready_continuously && self.was_ready.load(Ordering::Relaxed);
+        let ready = enough || chains.all(|chain| chain.iter().all(|plugin| plugin.is_ready()));
+        self.was_ready.fetch_or(ready, Ordering::Relaxed);
+        ready
     }
 
     /// The plugins of a server block, and the addresses it is served on.
@@ -155,15 +193,36 @@ pub(crate) struct SiteBuilder<'a> {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-impl SiteBuilder<'_> {
+impl<'a> SiteBuilder<'a> {
     /// Puts a plugin at the end of the chain.
     pub(crate) fn add(&mut self, plugin: impl Plugin) {
         self.plugins.push(Arc::new(plugin));
     }
 
+    /// Every directive of the block that has this one's name, if this is the first of them: for plugins of which a chain has
+    /// one however many lines configure it.
+    pub(crate) fn together(&self, directive: &Directive) -> Option<Vec<&'a Directive>> {
+        let all: Vec<_> = self.block.directives.iter().filter(|other| other.name() == directive.name()).collect();
+        all.first().is_some_and(|first| std::ptr::eq(*first, directive)).then_some(all)
+    }
+
+    /// Refuses a directive that the block has had before.
+    pub(crate) fn only_once(&self, directive: &Directive) -> Result<(), CorefileError> {
+        match self.together(directive) {
+            Some(_) => Ok(()),
+            None => Err(directive.error(format!("{} can be used only once in a server block", directive.name()))),
+        }
+    }
+
     /// The zones of the server block.
     pub(crate) fn zones(&self) -> Vec<DnsName> {
         self.block.keys.iter().map(|key| key.zone.clone()).collect()
+    }
+
+    /// The server block as CoreDNS's metrics name it.
+    pub(crate) fn server_label(&self) -> Arc<str> {
+        let port = self.block.keys.first().map_or(0, |key| key.port);
+        format!("dns://:{port}").into()
     }
 
     /// The zones that `words` name; none means those of the server block.
@@ -199,4 +258,38 @@ pub(crate) fn zones(words: &[Word]) -> Result<Vec<DnsName>, CorefileError> {
 /// The first of `zones` with the most labels that `name` is in.
 pub(crate) fn nearest<'a>(zones: &'a [DnsName], name: &DnsName) -> Option<&'a DnsName> {
     zones.iter().filter(|zone| name.ends_with(*zone)).max_by_key(|zone| zone.label_count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plugin that is ready when a switch is on.
+    struct Switch(Arc<AtomicBool>);
+
+    impl Plugin for Switch {
+        fn name(&self) -> &'static str {
+            "switch"
+        }
+
+        fn is_ready(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn ready_once_or_continuously() {
+        for continuously in [false, true] {
+            let switch = Arc::new(AtomicBool::new(false));
+            let chain: Chain = Arc::new([Arc::new(Switch(switch.clone())) as Arc<dyn Plugin>]);
+            let router = Arc::new(Router::new(vec![(DnsName::root_bytes(), chain)]));
+            let routers = [((IpAddr::from([127, 0, 0, 1]), 0).into(), router)].into();
+            let program = Program { routers, ready_continuously: continuously, ..Program::default() };
+            assert!(!program.is_ready());
+            switch.store(true, Ordering::Relaxed);
+            assert!(program.is_ready());
+            switch.store(false, Ordering::Relaxed);
+            assert_eq!(program.is_ready(), !continuously);
+        }
+    }
 }

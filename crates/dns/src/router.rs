@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use domain::base::iana::{Class, Rcode};
+use domain::base::iana::Rcode;
 use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::{
@@ -45,7 +45,7 @@ impl Router {
     /// Answers a query at once where nobody else has to be asked.
     pub fn begin(self: &Arc<Self>, query: &Query) -> Progress {
         let site = self.sites.iter().find(|(zone, _)| query.name.ends_with(zone));
-        match site.filter(|_| query.qclass == Class::IN) {
+        match site {
             Some((_, chain)) => Rest { router: self, chain, next: 0 }.begin(query),
             None => Progress::Done(Reply::code(Rcode::REFUSED, "")),
         }
@@ -80,7 +80,7 @@ impl Rest<'_> {
     /// What the plugins after this one answer. Those before it do not see it; they see what this one makes of it.
     pub fn begin(&self, query: &Query) -> Progress {
         let Self { router, chain, next } = *self;
-        for (index, plugin) in chain.iter().enumerate().skip(next) {
+        for (index, plugin) in chain.iter().enumerate().skip(next).filter(|(_, plugin)| plugin.knows(query.qclass)) {
             let passed = next..index;
             match plugin.ask(query, &Rest { next: index + 1, ..*self }) {
                 Step::Next => {}

@@ -4,12 +4,12 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use common::{arrival, cluster, environment, external, name, service, slice, stock_corefile};
+use common::{Folder, arrival, cluster, environment, external, name, service, slice, stock_corefile};
 use domain::base::{Message, iana::Rtype};
 use podwire_dns::{
-    corefile::Corefile,
+    corefile::{Corefile, Loader, Nothing},
     message::{Query, Rejection, Reply, Transport, encode_rejection},
     program::Program,
     router::{Progress, Router},
@@ -27,6 +27,45 @@ fn router() -> Arc<Router> {
     view.apply_slice(slice("default/many-1", "many", &["web/tcp/80"], &endpoints));
     Program::new(&corefile, &environment(view)).unwrap().routers.into_values().next().unwrap()
 }
+
+/// Every plugin that answers or changes answers by itself, on the names that [`question`] asks for.
+static EVERYTHING: LazyLock<Arc<Router>> = LazyLock::new(|| {
+    let folder = Folder::new();
+    let zone = folder.write(
+        "db",
+        "@ SOA a b 1 1 1 1 1\n*.svc CNAME web.default.svc\nweb.default.svc NS web\n_tcp DNAME svc\n@ TXT x\n",
+    );
+    let corefile = format!(
+        r#".:0 {{
+            bufsize 600
+            any
+            errors
+            log . "{{combined}}{{/log/type}}"
+            loadbalance {{
+                prefer 10.0.0.0/8
+            }}
+            rewrite continue name regex (.*)web(.*) {{1}}headless{{2}} answer auto answer value (.*) {{1}}
+            rewrite continue name suffix local local.cluster.local answer auto
+            rewrite continue ttl substring a 5-6
+            rewrite type TXT A
+            template IN ANY default {{
+                match ^(?P<a>[^.]*)[.](.*)$
+                answer "{{{{ .Name }}}} 60 IN CNAME {{{{ .Group.a }}}}.svc.{{{{ index .Match 2 }}}}"
+                fallthrough
+            }}
+            hosts /nonexistent/hosts svc {{
+                10.244.0.5 web.default.svc *.default.svc
+                fallthrough
+            }}
+            kubernetes cluster.local 10.in-addr.arpa
+            file {zone} . {{
+                reload 0
+                fallthrough arpa
+            }}
+        }}"#
+    );
+    Program::new(&corefile, &environment(cluster())).unwrap().routers.into_values().next().unwrap()
+});
 
 /// Answers a packet as the server does, and checks the answer against what the client allows.
 fn answer(router: &Arc<Router>, packet: &[u8], transport: Transport) {
@@ -167,6 +206,32 @@ fn every_size_is_respected() {
     }
 }
 
+/// Two files, one of which imports the other and itself, and a variable that holds what is special.
+struct Files;
+
+impl Loader for Files {
+    fn variable(&self, _name: &str) -> Option<String> {
+        Some("} {$A} import a".to_owned())
+    }
+
+    fn files(&self, pattern: &str) -> std::io::Result<Vec<(String, String)>> {
+        let text =
+            if pattern == "f1" { "x\nimport f2 z {args[0]}\n}" } else { "import f1\n. {\n import a {args[0]}\n" };
+        Ok(vec![(pattern.to_owned(), text.to_owned())])
+    }
+}
+
+/// Whatever is wrong is at a place that is there, in the Corefile itself.
+fn corefile_survives(text: &str) {
+    for loader in [&Nothing as &dyn Loader, &Files] {
+        if let Err(error) = Corefile::parse(text, loader) {
+            assert_eq!(error.at.file, 0);
+            let line = text.split('\n').nth(error.at.line - 1);
+            assert!(line.is_some_and(|line| error.at.column <= line.chars().count() + 1), "{:.300}", error.to_string());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -189,6 +254,19 @@ proptest! {
     }
 
     #[test]
+    fn every_plugin_survives_damaged_questions(packet in question(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
+        let router = EVERYTHING.clone();
+        answer(&router, &packet, Transport::Udp);
+        let mut packet = packet;
+        for (index, byte) in damage {
+            let index = index.index(packet.len());
+            packet[index] = byte;
+        }
+        answer(&router, &packet, Transport::Udp);
+        answer(&router, &packet, Transport::Tcp);
+    }
+
+    #[test]
     fn any_upstream_answer_is_survived(packet in question(), reply in prop::collection::vec(any::<u8>(), 0..200)) {
         let query = Query::parse(&packet, arrival(Transport::Udp)).unwrap();
         // The right header and question, so that the parser gets as far as the records.
@@ -203,11 +281,15 @@ proptest! {
     }
 
     #[test]
-    fn any_corefile_is_survived(text in "[.:53{}\"#\\\\ \n\ta-z0-9/$(),]{0,200}") {
-        if let Err(error) = Corefile::parse(&text) {
-            prop_assert!(error.at.line >= 1 && error.at.line <= text.split('\n').count(), "{error}");
-            prop_assert!(error.at.column >= 1, "{error}");
-        }
+    fn any_corefile_is_survived(text in "[.:53{}\"#\\\\ \n\ta-z0-9/$(),%]{0,200}") {
+        corefile_survives(&text);
+    }
+
+    #[test]
+    fn any_corefile_with_snippets_is_survived(words in prop::collection::vec(prop::sample::select(vec![
+        "(a) {\n", "(b) {\n", "import a\n", "import b {args[0]}x y\n", "import f1\n", "import f2 {args[1]}\n", "}\n", ". {\n", "x {$A} {%A%}\n", "y {\n", "{args[0]}\n", "import\n", "\"q\nr\" ",
+    ]), 0..30)) {
+        corefile_survives(&words.concat());
     }
 
     #[test]

@@ -10,24 +10,13 @@ use std::{
     time::Duration,
 };
 
-use common::{LOCALHOST, cluster, dig, digest, environment, service, slice, start, stock_corefile};
+use common::{LOCALHOST, cluster, dig, digest, environment, get, service, slice, start, stock_corefile};
 use podwire_dns::{
     program::{Environment, Program},
     server::Server,
 };
 
 const NO_UPSTREAM: &str = "/nonexistent/resolv.conf";
-
-async fn get(address: SocketAddr, path: &'static str) -> String {
-    let ask = move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    };
-    tokio::task::spawn_blocking(ask).await.unwrap()
-}
 
 fn page(server: &Server) -> SocketAddr {
     // health, ready and prometheus share the address 127.0.0.1:0 of the Corefile.

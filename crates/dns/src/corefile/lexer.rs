@@ -2,11 +2,14 @@
 
 use super::{CorefileError, Position, Word};
 
-/// A word of the Corefile and whether it was quoted: a quoted brace is a word like any other.
+/// A word and how it stands in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) word: Word,
+    /// In quotes, or made of a variable: then a brace is a word like any other.
     pub(super) quoted: bool,
+    /// It is the first on its line; what a quoted word continues is the line that the word began on.
+    pub(super) begins_line: bool,
 }
 
 impl Token {
@@ -15,13 +18,16 @@ impl Token {
     }
 }
 
-/// Splits the text into words. `#` at the start of a word begins a comment that ends with the line.
-pub(super) fn tokens(text: &str) -> Result<Vec<Token>, CorefileError> {
+/// Splits the text of a file (0 for the Corefile itself) into words. `#` at the start of a word begins a comment that ends
+/// with the line.
+pub(super) fn tokens(text: &str, file: u16) -> Result<Vec<Token>, CorefileError> {
     let mut tokens = Vec::new();
-    let mut chars = Chars { rest: text.chars().peekable(), at: Position { line: 1, column: 1 } };
+    let mut chars = Chars { rest: text.chars().peekable(), at: Position { file, line: 1, column: 1 } };
+    let mut begins_line = true;
     while let Some(start) = chars.rest.peek().copied() {
         let at = chars.at;
         if start.is_whitespace() || start == '\u{feff}' {
+            begins_line |= start == '\n';
             chars.next();
         } else if start == '#' {
             while chars.rest.peek().is_some_and(|next| *next != '\n') {
@@ -29,14 +35,17 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, CorefileError> {
             }
         } else if start == '"' {
             chars.next();
-            tokens.push(Token { word: Word { text: quoted(&mut chars, at)?, at }, quoted: true });
+            let text = quoted(&mut chars, at)?;
+            tokens.push(Token { word: Word { text, at }, quoted: true, begins_line });
+            begins_line = false;
         } else {
             let mut text = String::new();
             while let Some(next) = chars.rest.peek().copied().filter(|next| !next.is_whitespace()) {
                 chars.next();
                 text.push(next);
             }
-            tokens.push(Token { word: Word { text, at }, quoted: false });
+            tokens.push(Token { word: Word { text, at }, quoted: false, begins_line });
+            begins_line = false;
         }
     }
     Ok(tokens)
@@ -67,7 +76,7 @@ impl Chars<'_> {
     fn next(&mut self) -> Option<char> {
         let next = self.rest.next()?;
         if next == '\n' {
-            self.at = Position { line: self.at.line + 1, column: 1 };
+            self.at = Position { line: self.at.line + 1, column: 1, ..self.at };
         } else {
             self.at.column += 1;
         }

@@ -1,20 +1,27 @@
 //! The Corefile, as CoreDNS reads it: server blocks of directives.
 //!
 //! The syntax is the Caddyfile's: words separated by blanks, `"…"` for words with blanks in them, `#` comments, a block
-//! in braces after a server block's keys or a directive's arguments. Every [`Word`] remembers its place, so that whoever
-//! finds fault with it later can say where. Snippets, `import` and `{$VARIABLES}` are refused.
+//! in braces after a server block's keys or a directive's arguments, snippets `(name) { … }`, lines `import NAME|FILE`,
+//! and `{$VARIABLES}` in any word. Every [`Word`] remembers its place, so that whoever finds fault with it later can say
+//! where. Files and variables come from a [`Loader`]; nothing here asks the system.
 
+mod expand;
 mod lexer;
+mod load;
 mod parse;
 mod zone;
 
 use std::{fmt, time::Duration};
 
+pub use load::{Loader, Nothing, System};
 pub use zone::{ZoneKey, reverse_zones, zone_names};
 
-/// A place in the Corefile; both count from 1, columns in characters.
+/// A place in the Corefile or in a file that it imports. Prints as `line:column`; both count from 1, columns in
+/// characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position {
+    /// 0 for the Corefile, and from 1 the index in [`Corefile::imports`].
+    pub file: u16,
     /// The line.
     pub line: usize,
     /// The character within the line.
@@ -27,7 +34,8 @@ impl fmt::Display for Position {
     }
 }
 
-/// What is wrong with a Corefile, and where. Prints as `line:column: what`.
+/// What is wrong with a Corefile, and where. Prints as `line:column: what`, and where an imported file is to blame as
+/// `line:column of the import: in file:line:column: what`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{at}: {message}")]
 pub struct CorefileError {
@@ -139,11 +147,22 @@ pub struct Block {
     pub directives: Vec<Directive>,
 }
 
+/// A file that a Corefile imports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// Its path, as the loader has it.
+    pub path: String,
+    /// The line that imports it.
+    pub by: Position,
+}
+
 /// A parsed Corefile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Corefile {
     /// The server blocks, at least one.
     pub blocks: Vec<Block>,
+    /// The imported files, in the order of their import; one that is imported twice is there twice.
+    pub imports: Vec<Import>,
 }
 
 impl Corefile {
@@ -151,7 +170,24 @@ impl Corefile {
     ///
     /// # Errors
     /// The first thing that is wrong, with its place.
-    pub fn parse(text: &str) -> Result<Self, CorefileError> {
-        parse::corefile(text)
+    pub fn parse(text: &str, loader: &dyn Loader) -> Result<Self, CorefileError> {
+        parse::corefile(text, loader)
     }
+
+    /// The error as it is told: at a place of the Corefile itself, and through which files it came.
+    pub fn explain(&self, error: CorefileError) -> CorefileError {
+        explain(&self.imports, error)
+    }
+}
+
+/// The error at the line of the Corefile through which the file that is to blame came in.
+fn explain(imports: &[Import], error: CorefileError) -> CorefileError {
+    let import = |at: Position| usize::from(at.file).checked_sub(1).and_then(|index| imports.get(index));
+    let Some(Import { path, by }) = import(error.at) else { return error };
+    let mut root = *by;
+    // A file is imported by the Corefile or by a file before it in the list, so this ends.
+    while let Some(import) = import(root) {
+        root = import.by;
+    }
+    CorefileError { at: root, message: format!("in {path}:{}: {}", error.at, error.message) }
 }

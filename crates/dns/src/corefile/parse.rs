@@ -2,53 +2,48 @@
 
 use std::time::Duration;
 
-use super::{Block, Corefile, CorefileError, Directive, Position, Word, ZoneKey, lexer, lexer::Token};
+use super::{Block, Corefile, CorefileError, Directive, Loader, Position, Word, ZoneKey, expand::Expander, explain};
 
 /// How deep braces may nest below a server block; CoreDNS needs two.
 const MAX_DEPTH: usize = 8;
 
-pub(super) fn corefile(text: &str) -> Result<Corefile, CorefileError> {
-    let tokens = lexer::tokens(text)?;
-    if let Some(token) =
-        tokens.iter().find(|token| token.word.text.starts_with("{$") || token.word.text.starts_with("{%"))
-    {
-        return Err(token.word.error(format!("environment variable {} is not supported yet", token.word.text)));
-    }
-    let mut parser = Parser { tokens: &tokens };
-    let mut blocks: Vec<Block> = Vec::new();
-    while !parser.tokens.is_empty() {
-        blocks.push(parser.block()?);
-    }
-    match blocks.is_empty() {
-        true => Err(CorefileError {
-            at: Position { line: 1, column: 1 },
-            message: "no server block, expected one such as \".:53 { … }\"".to_owned(),
-        }),
-        false => Ok(Corefile { blocks }),
+pub(super) fn corefile(text: &str, loader: &dyn Loader) -> Result<Corefile, CorefileError> {
+    let mut parser = Parser { words: Expander::new(loader) };
+    match parser.blocks(text) {
+        Ok(blocks) => Ok(Corefile { blocks, imports: parser.words.imports }),
+        Err(error) => Err(explain(&parser.words.imports, error)),
     }
 }
 
 struct Parser<'a> {
-    tokens: &'a [Token],
+    words: Expander<'a>,
 }
 
-impl<'a> Parser<'a> {
-    fn next(&mut self) -> Option<&'a Token> {
-        let (first, rest) = self.tokens.split_first()?;
-        self.tokens = rest;
-        Some(first)
+impl Parser<'_> {
+    fn blocks(&mut self, text: &str) -> Result<Vec<Block>, CorefileError> {
+        self.words.start(text)?;
+        let mut blocks: Vec<Block> = Vec::new();
+        while self.words.peek()?.is_some() {
+            if !self.words.snippet()? {
+                blocks.push(self.block()?);
+            }
+        }
+        match blocks.is_empty() {
+            true => Err(CorefileError {
+                at: Position { file: 0, line: 1, column: 1 },
+                message: "no server block, expected one such as \".:53 { … }\"".to_owned(),
+            }),
+            false => Ok(blocks),
+        }
     }
 
     fn block(&mut self) -> Result<Block, CorefileError> {
         let mut keys = Vec::new();
-        let mut last: Option<&Word> = None;
+        let mut last: Option<Word> = None;
         let open = loop {
-            match self.next() {
-                Some(token) if token.is("{") => break &token.word,
+            match self.words.next()? {
+                Some(token) if token.is("{") => break token.word,
                 Some(token) if token.is("}") => return Err(token.word.error("this brace closes nothing")),
-                Some(token) if token.word.text == "import" || token.word.text.starts_with('(') => {
-                    return Err(token.word.error("snippets and import are not supported yet"));
-                }
                 Some(token) if token.word.text.ends_with('{') => {
                     return Err(token.word.error("put a blank before the opening brace"));
                 }
@@ -56,7 +51,7 @@ impl<'a> Parser<'a> {
                     for part in token.word.text.split(',').filter(|part| !part.is_empty()) {
                         keys.extend(ZoneKey::parse(&Word { text: part.to_owned(), at: token.word.at })?);
                     }
-                    last = Some(&token.word);
+                    last = Some(token.word);
                 }
                 None => {
                     let word =
@@ -68,7 +63,7 @@ impl<'a> Parser<'a> {
         if keys.is_empty() {
             return Err(open.error("a server block needs a zone before its brace, such as \".:53\""));
         }
-        Ok(Block { keys, directives: self.body(open, 0)? })
+        Ok(Block { keys, directives: self.body(&open, 0)? })
     }
 
     /// The lines up to the brace that closes the one at `open`.
@@ -78,24 +73,20 @@ impl<'a> Parser<'a> {
         }
         let mut lines = Vec::new();
         loop {
-            let Some(token) = self.next() else { return Err(open.error("this brace is never closed")) };
+            let Some(token) = self.words.next()? else { return Err(open.error("this brace is never closed")) };
             if token.is("}") {
                 return Ok(lines);
             }
             if token.is("{") {
                 return Err(token.word.error("expected a directive before this brace"));
             }
-            let mut line = Directive { name: token.word.clone(), args: Vec::new(), body: Vec::new() };
-            while let Some(token) = self.tokens.first().filter(|next| next.word.at.line == line.name.at.line) {
-                if token.is("}") {
-                    break;
-                }
-                self.next();
+            let mut line = Directive { name: token.word, args: Vec::new(), body: Vec::new() };
+            while let Some(token) = self.words.next_of_line()? {
                 if token.is("{") {
                     line.body = self.body(&token.word, depth + 1)?;
                     break;
                 }
-                line.args.push(token.word.clone());
+                line.args.push(token.word);
             }
             lines.push(line);
         }

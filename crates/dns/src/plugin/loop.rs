@@ -93,6 +93,7 @@ fn probe_query(name: DnsName, random: u64) -> Query {
         qtype: Rtype::HINFO,
         qclass: Class::IN,
         edns: None,
+        options: Vec::new(),
         arrival: Arrival { client, transport: Transport::Udp, now: Instant::now(), random },
         depth: 1,
     }

@@ -1,27 +1,42 @@
 //! The plugins, and the table that says which directives there are and in which order they run.
 
+pub(crate) mod acl;
+mod any;
 mod autopath;
 mod bind;
+mod bufsize;
 mod cache;
+mod chaos;
 mod errors;
+mod fall;
+mod file;
 mod forward;
+mod header;
 mod health;
+pub(crate) mod hosts;
 mod kubernetes;
 mod loadbalance;
+pub(crate) mod local;
 mod log;
 mod r#loop;
+mod minimal;
+pub(crate) mod pattern;
 mod prometheus;
 mod ready;
 mod reload;
+mod rewrite;
+pub(crate) mod template;
 pub(crate) mod upstream;
+mod watched;
+mod whoami;
 
 use std::sync::Arc;
 
+use domain::base::iana::Class;
 use futures_util::future::BoxFuture;
 
 pub use cache::Cache;
 pub use kubernetes::{Kubernetes, PodMode};
-pub use loadbalance::LoadBalance;
 
 use crate::{
     corefile::{CorefileError, Directive},
@@ -49,6 +64,11 @@ pub enum Step {
 pub trait Plugin: Send + Sync + 'static {
     /// The directive's name.
     fn name(&self) -> &'static str;
+
+    /// Whether it is asked questions of this class. Few plugins know another than IN; the others pass them on.
+    fn knows(&self, class: Class) -> bool {
+        class == Class::IN
+    }
 
     /// Sees a query on its way in; `rest` are the plugins after it. Runs inside the Tokio runtime, but must not block.
     fn ask(&self, _query: &Query, _rest: &Rest<'_>) -> Step {
@@ -97,7 +117,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("multisocket", NotYet),
     ("reload", Yes(reload::setup)),
     ("nsid", NotYet),
-    ("bufsize", NotYet),
+    ("bufsize", Yes(bufsize::setup)),
     ("bind", Yes(bind::setup)),
     ("debug", NotYet),
     ("trace", NotYet),
@@ -109,29 +129,29 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("errors", Yes(errors::setup)),
     ("log", Yes(log::setup)),
     ("dnstap", NotYet),
-    ("local", NotYet),
+    ("local", Yes(local::setup)),
     ("dns64", NotYet),
-    ("any", NotYet),
-    ("chaos", NotYet),
+    ("any", Yes(any::setup)),
+    ("chaos", Yes(chaos::setup)),
     ("loadbalance", Yes(loadbalance::setup)),
     ("tsig", NotYet),
-    ("rewrite", NotYet),
+    ("rewrite", Yes(rewrite::setup)),
     ("autopath", Yes(autopath::setup)),
-    ("acl", NotYet),
+    ("acl", Yes(acl::setup)),
     ("cache", Yes(cache::setup)),
-    ("header", NotYet),
+    ("header", Yes(header::setup)),
     ("dnssec", NotYet),
     ("tls", NotYet),
-    ("minimal", NotYet),
-    ("template", NotYet),
+    ("minimal", Yes(minimal::setup)),
+    ("template", Yes(template::setup)),
     ("transfer", NotYet),
-    ("hosts", NotYet),
+    ("hosts", Yes(hosts::setup)),
     ("route53", NotYet),
     ("azure", NotYet),
     ("clouddns", NotYet),
     ("k8s_external", NotYet),
     ("kubernetes", Yes(kubernetes::setup)),
-    ("file", NotYet),
+    ("file", Yes(file::setup)),
     ("auto", NotYet),
     ("secondary", NotYet),
     ("etcd", NotYet),
@@ -139,7 +159,7 @@ pub(crate) const PLUGINS: &[(&str, Support)] = &[
     ("forward", Yes(forward::setup)),
     ("grpc", NotYet),
     ("erratic", NotYet),
-    ("whoami", NotYet),
+    ("whoami", Yes(whoami::setup)),
     ("on", NotYet),
     ("sign", NotYet),
     ("view", NotYet),

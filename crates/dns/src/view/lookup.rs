@@ -104,7 +104,7 @@ impl View {
     /// The Namespace of the Pod that has this address; `None` where Pods of several Namespaces have it, as those on the
     /// network of a node do.
     pub fn namespace_of(&self, address: IpAddr) -> Option<&str> {
-        let mut pods = self.pod_addresses.get(&address)?.iter();
+        let mut pods = self.pod_addresses.of(address).iter();
         let namespace = &pods.next()?.namespace;
         pods.all(|pod| pod.namespace == *namespace).then_some(namespace)
     }

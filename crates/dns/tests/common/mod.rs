@@ -3,13 +3,16 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::PathBuf,
     process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use podwire_dns::{
@@ -92,6 +95,35 @@ pub fn slice(full_name: &str, of: &str, ports: &[&str], endpoints: &[&str]) -> E
             .map(|(name, protocol, port)| EndpointPort { name: name.into(), protocol, port })
             .collect(),
         endpoints,
+    }
+}
+
+/// A folder of a test's own, gone with the value.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("podwire-dns-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a file and returns its path as text.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name).display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
     }
 }
 
@@ -190,6 +222,46 @@ pub async fn dig(server: SocketAddr, args: &[&str]) -> String {
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
     let output = output.expect("dig is needed: Debian package bind9-dnsutils");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Asks over UDP and TCP, which must say the same. The record's words, without code and flags where there are records.
+pub async fn ask(address: SocketAddr, question: &str) -> String {
+    let args: Vec<&str> = question.split(' ').collect();
+    let udp = digest(&dig(address, &args).await);
+    let tcp = digest(&dig(address, &[&args[..], &["+tcp"]].concat()).await);
+    assert_eq!(udp, tcp, "{question}");
+    udp
+}
+
+/// Asks until the answer is as wanted; the last one, if it never is.
+pub async fn ask_until(address: SocketAddr, question: &str, wanted: &str) -> String {
+    let mut answer = String::new();
+    for _ in 0..300 {
+        answer = digest(&dig(address, &question.split(' ').collect::<Vec<_>>()).await);
+        if answer == wanted {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    answer
+}
+
+pub async fn assert_answers(address: SocketAddr, table: &[(&str, &str)]) {
+    for (question, wanted) in table {
+        assert_eq!(ask(address, question).await, *wanted, "{question}");
+    }
+}
+
+/// A page over HTTP, with its headers.
+pub async fn get(address: SocketAddr, path: &'static str) -> String {
+    let ask = move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
 }
 
 /// What matters of dig's output: a line with code and flags, then the records section by section, sorted within each.
