@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::plugin::{CacheMetrics, ForwardMetrics};
+
 /// Labels of `coredns_dns_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
@@ -40,32 +42,28 @@ pub struct Metrics {
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) responses: Family<ResponseLabels, Counter>,
     pub(crate) durations: Family<ServerLabels, Histogram>,
-    pub(crate) cache_hits: Counter,
-    pub(crate) cache_misses: Counter,
-    pub(crate) forward_failures: Counter,
+    pub(crate) cache: CacheMetrics,
+    pub(crate) forward: ForwardMetrics,
     pub(crate) reloads_failed: Counter,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let durations: Family<ServerLabels, Histogram> = Family::new_with_constructor(duration_histogram);
+        let mut registry = Registry::with_prefix("coredns");
         let mut metrics = Self {
-            registry: Registry::with_prefix("coredns"),
+            cache: CacheMetrics::register(&mut registry),
+            forward: ForwardMetrics::register(&mut registry),
+            registry,
             requests: Family::default(),
             responses: Family::default(),
             durations,
-            cache_hits: Counter::default(),
-            cache_misses: Counter::default(),
-            forward_failures: Counter::default(),
             reloads_failed: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("dns_requests", "DNS requests made", metrics.requests.clone());
         registry.register("dns_responses", "DNS responses by response code", metrics.responses.clone());
         registry.register("dns_request_duration_seconds", "Time from query to answer", metrics.durations.clone());
-        registry.register("cache_hits", "Answers taken from the cache", metrics.cache_hits.clone());
-        registry.register("cache_misses", "Questions not in the cache", metrics.cache_misses.clone());
-        registry.register("forward_failures", "Questions no upstream answered", metrics.forward_failures.clone());
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
         metrics
     }
@@ -91,6 +89,6 @@ impl Metrics {
 }
 
 /// The buckets of CoreDNS: 250 µs doubled fifteen times.
-fn duration_histogram() -> Histogram {
+pub(crate) fn duration_histogram() -> Histogram {
     Histogram::new((0..16).map(|power| 0.000_25 * f64::from(1 << power)))
 }

@@ -164,6 +164,12 @@ impl SiteBuilder<'_> {
         self.block.keys.iter().map(|key| key.zone.clone()).collect()
     }
 
+    /// The server block as CoreDNS's metrics name it.
+    pub(crate) fn server_label(&self) -> Arc<str> {
+        let port = self.block.keys.first().map_or(0, |key| key.port);
+        format!("dns://:{port}").into()
+    }
+
     /// The zones that `words` name; none means those of the server block.
     pub(crate) fn zones_or_own(&self, words: &[Word]) -> Result<Vec<DnsName>, CorefileError> {
         match words {

@@ -56,11 +56,12 @@ fn shuffle(records: &mut [Record], random: &mut u64) {
     fisher_yates(&mut records[mx..], random);
 }
 
-fn fisher_yates(records: &mut [Record], random: &mut u64) {
-    for last in (1..records.len()).rev() {
+/// Puts items in any order, each as likely as the others.
+pub(super) fn fisher_yates<T>(items: &mut [T], random: &mut u64) {
+    for last in (1..items.len()).rev() {
         // Knuth's MMIX generator; the high bits are the good ones.
         *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        records.swap(last, (*random >> 33) as usize % (last + 1));
+        items.swap(last, (*random >> 33) as usize % (last + 1));
     }
 }
 

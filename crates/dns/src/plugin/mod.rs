@@ -12,13 +12,14 @@ mod r#loop;
 mod prometheus;
 mod ready;
 mod reload;
-pub(crate) mod upstream;
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
 pub use cache::Cache;
+pub(crate) use cache::CacheMetrics;
+pub(crate) use forward::ForwardMetrics;
 pub use kubernetes::{Kubernetes, PodMode};
 pub use loadbalance::LoadBalance;
 

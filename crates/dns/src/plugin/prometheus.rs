@@ -27,11 +27,10 @@ struct Prometheus {
 pub(super) fn setup(directive: &Directive, site: &mut SiteBuilder<'_>) -> Result<(), CorefileError> {
     let address = directive.plain(0, 1)?.first();
     site.page(Page::Metrics, address, PORT)?;
-    let port = site.block.keys.first().map_or(0, |key| key.port);
     let zones = site.zones();
     let labels = zones.iter().map(|zone| zone.fmt_with_dot().to_string().into()).collect();
-    let metrics = site.environment.metrics.clone();
-    site.add(Prometheus { metrics, server: format!("dns://:{port}").into(), zones, labels });
+    let (metrics, server) = (site.environment.metrics.clone(), site.server_label());
+    site.add(Prometheus { metrics, server, zones, labels });
     Ok(())
 }
 
@@ -77,6 +76,6 @@ fn type_name(rtype: Rtype) -> &'static str {
     rtype.to_mnemonic_str().unwrap_or("other")
 }
 
-fn code_name(rcode: Rcode) -> &'static str {
+pub(super) fn code_name(rcode: Rcode) -> &'static str {
     rcode.to_mnemonic_str().unwrap_or("other")
 }
