@@ -170,6 +170,41 @@ async fn a_loop_without_the_loop_plugin_ends_in_servfail() {
     assert_eq!(digest(&dig(address, &["example.org", "+time=5"]).await), "SERVFAIL\n");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_that_ends_is_forgotten() {
+    let relay = Arc::new(UdpSocket::bind((LOCALHOST, 0)).await.unwrap());
+    let (to, looping) = (relay.local_addr().unwrap(), Arc::new(AtomicBool::new(true)));
+    let (know, known) = tokio::sync::watch::channel(None::<SocketAddr>);
+    let switch = looping.clone();
+    let task = tokio::spawn(async move {
+        let mut packet = [0; 512];
+        loop {
+            let (length, client) = relay.recv_from(&mut packet).await.unwrap();
+            let packet = packet[..length].to_vec();
+            if !switch.load(Ordering::SeqCst) {
+                relay.send_to(&honest(&packet), client).await.unwrap();
+                continue;
+            }
+            let (relay, mut known) = (relay.clone(), known.clone());
+            tokio::spawn(async move {
+                let back = known.wait_for(Option::is_some).await.unwrap().unwrap();
+                let socket = UdpSocket::bind((LOCALHOST, 0)).await.unwrap();
+                socket.send_to(&packet, back).await.unwrap();
+                let mut answer = [0; 512];
+                let length = socket.recv(&mut answer).await.unwrap();
+                relay.send_to(&answer[..length], client).await.unwrap();
+            });
+        }
+    });
+    let corefile = forwarding(&to.to_string(), "").replace(" cache 30", " cache 30\n loop");
+    let (_server, address) = start(&corefile, &environment(cluster())).await;
+    know.send(Some(address)).unwrap();
+    assert_eq!(digest(&dig(address, &["example.org", "+time=5"]).await), "SERVFAIL\n");
+    looping.store(false, Ordering::SeqCst);
+    recovers(address, "loop").await;
+    task.abort();
+}
+
 #[tokio::test]
 async fn a_dead_upstream_is_left_alone_and_asked_again_when_its_checks_succeed() {
     let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -19,7 +19,7 @@ use domain::base::{
     iana::{Rcode, Rtype},
 };
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::time::timeout;
+use tokio::{task::JoinHandle, time::timeout};
 
 pub(crate) use self::metrics::CacheMetrics;
 use self::{
@@ -82,6 +82,13 @@ struct Stale {
     prefer_positive: bool,
 }
 
+/// A question that goes upstream as soon as `fetched` is awaited.
+struct Asked {
+    key: Key,
+    query: Query,
+    fetched: BoxFuture<'static, Reply>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Answer,
@@ -107,18 +114,18 @@ impl Plugin for Cache {
         };
         let store = &self.store;
         store.counters.requests.inc();
-        let key = Key::of(query);
-        let Some(entry) = store.find(&key, query.arrival.now) else {
+        let asked = Asked { key: Key::of(query), query: query.clone(), fetched };
+        let Some(entry) = store.find(&asked.key, query.arrival.now) else {
             store.counters.misses.inc();
-            let (store, query) = (store.clone(), query.clone());
-            return Step::Wait(async move { store.fetch(key, &query, fetched).await }.boxed());
+            let store = store.clone();
+            return Step::Wait(async move { store.fetch(asked).await }.boxed());
         };
         match (entry.left(query.arrival.now), store.options.stale) {
-            (None, Some(stale)) => store.expired(stale, entry, key, query, fetched),
+            (None, Some(stale)) => store.expired(stale, entry, asked),
             (left, _) => {
                 let reply = if store.options.keep_ttl { entry.unaged(query) } else { entry.aged(query) };
                 if store.should_prefetch(&entry, left.unwrap_or_default(), query.arrival.now) {
-                    store.renew(entry, key, query, fetched);
+                    store.renew(entry, asked);
                 }
                 Step::Reply(reply)
             }
@@ -137,9 +144,9 @@ impl Store {
         })
     }
 
-    async fn fetch(&self, key: Key, query: &Query, fetched: BoxFuture<'static, Reply>) -> Reply {
+    async fn fetch(&self, Asked { key, query, fetched }: Asked) -> Reply {
         let mut reply = fetched.await;
-        self.keep(key, query, &mut reply, None);
+        self.keep(key, &query, &mut reply, None);
         reply
     }
 
@@ -150,19 +157,12 @@ impl Store {
     }
 
     /// An answer that has expired but may be served.
-    fn expired(
-        self: &Arc<Self>,
-        stale: Stale,
-        entry: Arc<Entry>,
-        key: Key,
-        query: &Query,
-        fetched: BoxFuture<'static, Reply>,
-    ) -> Step {
-        let reply = entry.with_ttl(query, stale.ttl);
+    fn expired(self: &Arc<Self>, stale: Stale, entry: Arc<Entry>, asked: Asked) -> Step {
+        let reply = entry.with_ttl(&asked.query, stale.ttl);
         // Where a failure is not remembered, every client that wants it verified gets that.
         let always = stale.verify.is_some() && stale.recheck.is_zero();
-        let begun = entry.begin_renewal(query.arrival.now) || always;
-        let renewed = begun.then(|| self.renew(entry, key, query, fetched));
+        let begun = entry.begin_renewal(asked.query.arrival.now) || always;
+        let renewed = begun.then(|| self.renew(entry, asked));
         let (Some(time), Some(renewed)) = (stale.verify, renewed) else {
             self.counters.served_stale.inc();
             return Step::Reply(reply);
@@ -184,15 +184,9 @@ impl Store {
 
     /// Fetches an answer again, whether or not anyone goes on waiting for it. Gives it if it is one that may take the
     /// old one's place.
-    fn renew(
-        self: &Arc<Self>,
-        entry: Arc<Entry>,
-        key: Key,
-        query: &Query,
-        fetched: BoxFuture<'static, Reply>,
-    ) -> tokio::task::JoinHandle<Option<Reply>> {
+    fn renew(self: &Arc<Self>, entry: Arc<Entry>, asked: Asked) -> JoinHandle<Option<Reply>> {
         self.counters.prefetches.inc();
-        let (store, query) = (self.clone(), query.clone());
+        let (store, Asked { key, query, fetched }) = (self.clone(), asked);
         tokio::spawn(async move {
             let begin = Instant::now();
             let mut reply = fetched.await;

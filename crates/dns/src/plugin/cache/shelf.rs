@@ -128,9 +128,11 @@ impl Entry {
     }
 }
 
+type Shard = LruCache<Key, Arc<Entry>>;
+
 /// Answers, or denials.
 pub(super) struct Shelf {
-    shards: Box<[Mutex<LruCache<Key, Arc<Entry>>>]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     count: AtomicI64,
     limits: Limits,
@@ -168,7 +170,7 @@ impl Shelf {
         }
     }
 
-    fn shard(&self, key: &Key) -> MutexGuard<'_, LruCache<Key, Arc<Entry>>> {
+    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
         let number = self.hasher.hash_one(key) as usize % self.shards.len();
         self.shards[number].lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -108,7 +108,10 @@ impl Upstream {
 
     /// Checks its health from each failure on until it answers. Runs as long as the program.
     pub(super) async fn watch(&self) {
-        while self.check.max_fails > 0 {
+        if self.check.max_fails == 0 {
+            return;
+        }
+        loop {
             self.record.suspected.notified().await;
             while let Err(error) = self.exchange(&self.check.query(&self.random), CHECK_TIME).await {
                 self.counters.failed_checks.inc();
