@@ -140,6 +140,7 @@ fn question(name: &str, qtype: Rtype) -> Vec<u8> {
         id: 0,
         recursion_desired: true,
         checking_disabled: false,
+        authentic_data: false,
         name: DnsName::bytes_from_str(name).unwrap(),
         qtype,
         qclass: Class::IN,

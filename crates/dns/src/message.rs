@@ -83,6 +83,8 @@ pub struct Query {
     pub recursion_desired: bool,
     /// The CD bit.
     pub checking_disabled: bool,
+    /// The AD bit: the client wants to know whether the answer is verified (RFC 6840 5.7).
+    pub authentic_data: bool,
     /// The name asked for, in the client's spelling.
     pub name: DnsName,
     /// The type asked for.
@@ -136,6 +138,7 @@ impl Query {
             id: header.id(),
             recursion_desired: header.rd(),
             checking_disabled: header.cd(),
+            authentic_data: header.ad(),
             name: question.qname().flatten_into(),
             qtype: question.qtype(),
             qclass: question.qclass(),
@@ -166,6 +169,11 @@ impl Query {
         usize::from(size)
     }
 
+    /// Whether the client wants DNSSEC records (RFC 3225).
+    pub fn dnssec_ok(&self) -> bool {
+        self.edns.is_some_and(|edns| edns.dnssec_ok)
+    }
+
     /// The query as bytes, to ask someone else under another id.
     pub fn encode(&self, id: u16) -> Vec<u8> {
         let Ok(mut builder) = MessageBuilder::from_target(Vec::with_capacity(PLAIN_UDP_SIZE.into()));
@@ -173,6 +181,8 @@ impl Query {
         header.set_id(id);
         header.set_rd(self.recursion_desired);
         header.set_cd(self.checking_disabled);
+        // Whether the client asked or not: the answer may also be for others.
+        header.set_ad(true);
         let mut builder = builder.question();
         // Pushing fails only beyond a limit or a full buffer; a Vec has neither.
         let _ = builder.push(Question::new(&self.name, self.qtype, self.qclass));
@@ -211,7 +221,7 @@ pub struct Reply {
     pub authoritative: bool,
     /// The RA bit.
     pub recursion_available: bool,
-    /// The AD bit.
+    /// The AD bit, for clients that want to know.
     pub authentic: bool,
     /// The answer section.
     pub answer: Vec<Record>,
@@ -278,10 +288,18 @@ impl Reply {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(packet: Bytes, query: &Query, id: u16) -> Result<Self, BadReply> {
-        let message = Message::from_octets(packet).map_err(|_| BadReply::Malformed)?;
+        // What does not even have our id tells nothing about the server: anyone may have sent it.
+        let message = Message::from_octets(packet).map_err(|_| BadReply::NotOurs)?;
         let header = message.header();
+        if header.id() != id || !header.qr() {
+            return Err(BadReply::NotOurs);
+        }
+        if header.rcode() != Rcode::NOERROR && message.header_counts().qdcount() == 0 {
+            // A server that could not read the question, for example one that does not know EDNS.
+            return Ok(Self { source: Source::Upstream, ..Self::code(header.rcode(), "") });
+        }
         let question = message.sole_question().map_err(|_| BadReply::Malformed)?;
-        if header.id() != id || !header.qr() || question != Question::new(&query.name, query.qtype, query.qclass) {
+        if question != Question::new(&query.name, query.qtype, query.qclass) {
             return Err(BadReply::NotOurs);
         }
         if header.tc() {
@@ -325,7 +343,7 @@ impl Reply {
         header.set_rcode(self.rcode);
         header.set_aa(self.authoritative);
         header.set_ra(self.recursion_available);
-        header.set_ad(self.authentic);
+        header.set_ad(self.authentic && (query.authentic_data || query.dnssec_ok()));
         header.set_rd(query.recursion_desired);
         header.set_cd(query.checking_disabled);
         let mut builder = builder.question();
@@ -349,6 +367,26 @@ impl Reply {
             });
         }
         builder.finish().into_target()
+    }
+
+    /// The same answer to another client's query for the same name, which it may spell in another case; `ttl` makes each
+    /// record's TTL from the one it had, seconds.
+    pub fn retold(&self, query: &Query, ttl: impl Fn(u32) -> u32) -> Self {
+        let section = |records: &[Record]| -> Vec<Record> {
+            let retold = |record: &Record| {
+                let owner = if *record.owner() == query.name { &query.name } else { record.owner() };
+                let ttl = Ttl::from_secs(ttl(record.ttl().as_secs()));
+                Record::new(owner.clone(), record.class(), ttl, record.data().clone())
+            };
+            records.iter().map(retold).collect()
+        };
+        Self {
+            answer: section(&self.answer),
+            authority: section(&self.authority),
+            additional: section(&self.additional),
+            error: self.error.clone(),
+            ..*self
+        }
     }
 
     /// Every record of the answer.

@@ -8,7 +8,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::plugin::{acl::AclMetrics, hosts::HostsMetrics, local::LocalMetrics, template::TemplateMetrics};
+use crate::plugin::{
+    CacheMetrics, ForwardMetrics, acl::AclMetrics, hosts::HostsMetrics, local::LocalMetrics, template::TemplateMetrics,
+};
 
 /// Labels of `coredns_dns_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,9 +45,8 @@ pub struct Metrics {
     pub(crate) responses: Family<ResponseLabels, Counter>,
     pub(crate) durations: Family<ServerLabels, Histogram>,
     pub(crate) panics: Counter,
-    pub(crate) cache_hits: Counter,
-    pub(crate) cache_misses: Counter,
-    pub(crate) forward_failures: Counter,
+    pub(crate) cache: CacheMetrics,
+    pub(crate) forward: ForwardMetrics,
     pub(crate) reloads_failed: Counter,
     pub(crate) autopath_successes: Counter,
     pub(crate) watch_restarts: Counter,
@@ -58,15 +59,15 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let durations: Family<ServerLabels, Histogram> = Family::new_with_constructor(duration_histogram);
+        let mut registry = Registry::with_prefix("coredns");
         let mut metrics = Self {
-            registry: Registry::with_prefix("coredns"),
+            cache: CacheMetrics::register(&mut registry),
+            forward: ForwardMetrics::register(&mut registry),
+            registry,
             requests: Family::default(),
             responses: Family::default(),
             durations,
             panics: Counter::default(),
-            cache_hits: Counter::default(),
-            cache_misses: Counter::default(),
-            forward_failures: Counter::default(),
             reloads_failed: Counter::default(),
             autopath_successes: Counter::default(),
             watch_restarts: Counter::default(),
@@ -84,9 +85,6 @@ impl Default for Metrics {
             "Questions that the server failed on by a mistake of its own",
             metrics.panics.clone(),
         );
-        registry.register("cache_hits", "Answers taken from the cache", metrics.cache_hits.clone());
-        registry.register("cache_misses", "Questions not in the cache", metrics.cache_misses.clone());
-        registry.register("forward_failures", "Questions no upstream answered", metrics.forward_failures.clone());
         registry.register("reload_failed", "Changed Corefiles that were refused", metrics.reloads_failed.clone());
         registry.register("autopath_success", "Searches done for clients", metrics.autopath_successes.clone());
         registry.register("kubernetes_watch_restarts", "Watches that went quiet", metrics.watch_restarts.clone());
@@ -123,6 +121,6 @@ impl Metrics {
 }
 
 /// The buckets of CoreDNS: 250 µs doubled fifteen times.
-fn duration_histogram() -> Histogram {
+pub(crate) fn duration_histogram() -> Histogram {
     Histogram::new((0..16).map(|power| 0.000_25 * f64::from(1 << power)))
 }

@@ -79,30 +79,41 @@ pub struct OwnedRest {
 impl Rest<'_> {
     /// What the plugins after this one answer. Those before it do not see it; they see what this one makes of it.
     pub fn begin(&self, query: &Query) -> Progress {
+        self.begin_noting_alias(query).0
+    }
+
+    /// The same, and whether it is an alias of ours with what that leads to: then only a part of it comes from elsewhere.
+    pub fn begin_noting_alias(&self, query: &Query) -> (Progress, bool) {
         let Self { router, chain, next } = *self;
         for (index, plugin) in chain.iter().enumerate().skip(next).filter(|(_, plugin)| plugin.knows(query.qclass)) {
             let passed = next..index;
             match plugin.ask(query, &Rest { next: index + 1, ..*self }) {
                 Step::Next => {}
-                Step::Reply(reply) => return Progress::Done(finish(&chain[passed], query, reply)),
-                Step::Wait(reply) => return later(chain, passed, query, reply),
+                Step::Reply(reply) => return (Progress::Done(finish(&chain[passed], query, reply)), false),
+                Step::Wait(reply) => return (later(chain, passed, query, reply), false),
                 Step::Follow(alias, _) if query.depth >= MAX_ALIASES => {
-                    return Progress::Done(finish(&chain[passed], query, alias));
+                    return (Progress::Done(finish(&chain[passed], query, alias)), true);
                 }
-                Step::Follow(alias, target) => match router.begin(&query.follow(target)) {
-                    Progress::Done(found) => {
-                        return Progress::Done(finish(&chain[passed], query, join(alias, found)));
-                    }
-                    Progress::Waiting(found) => {
-                        return later(chain, passed, query, found.map(|found| join(alias, found)).boxed());
-                    }
-                },
+                Step::Follow(alias, target) => {
+                    let progress = match router.begin(&query.follow(target)) {
+                        Progress::Done(found) => Progress::Done(finish(&chain[passed], query, join(alias, found))),
+                        Progress::Waiting(found) => {
+                            later(chain, passed, query, found.map(|found| join(alias, found)).boxed())
+                        }
+                    };
+                    return (progress, true);
+                }
             }
         }
-        Progress::Done(finish(&chain[next..], query, Reply::code(Rcode::REFUSED, "")))
+        (Progress::Done(finish(&chain[next..], query, Reply::code(Rcode::REFUSED, ""))), false)
     }
 
-    /// The same, to keep.
+    /// The name of the first of them.
+    pub fn first(&self) -> Option<&'static str> {
+        self.chain.get(self.next).map(|plugin| plugin.name())
+    }
+
+    /// All of this, to keep.
     pub fn owned(&self) -> OwnedRest {
         OwnedRest { router: self.router.clone(), chain: self.chain.clone(), next: self.next }
     }

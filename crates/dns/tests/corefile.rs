@@ -186,11 +186,30 @@ fn complaints_name_line_and_column() {
             ". {\n forward . dns.example\n}",
             "2:12: forward: \"dns.example\" is neither an address nor a file such as /etc/resolv.conf",
         ),
-        (". {\n forward . tls://9.9.9.9\n}", "2:12: forward: transport \"tls\" is not supported yet, only dns"),
         (
-            ". {\n forward . 1.1.1.1 {\n  health_check 1s\n }\n}",
-            "3:3: forward: option \"health_check\" is not supported yet",
+            ". {\n forward . https://9.9.9.9\n}",
+            "2:12: forward: transport \"https\" is not supported yet, only dns and tls",
         ),
+        (". {\n forward . tls://nine\n}", "2:12: forward: \"nine\" is not an address"),
+        (
+            ". {\n forward . tls://9.9.9.9 {\n  tls /nonexistent/ca\n }\n}",
+            "3:7: tls: cannot read certificates from /nonexistent/ca: I/O error: No such file or directory (os error 2)",
+        ),
+        (". {\n forward . 1.1.1.1 {\n  health_check 1s twice\n }\n}", "3:19: health_check: unknown option \"twice\""),
+        (
+            ". {\n forward . 1.1.1.1 {\n  failover MAYBE\n }\n}",
+            "3:12: \"MAYBE\" is not a response code such as NXDOMAIN",
+        ),
+        (". {\n forward . 1.1.1.1 {\n  max_age 1s\n }\n}", "3:11: max_age must not be less than expire"),
+        (
+            ". {\n forward . 1.1.1.1 {\n  doh_method GET\n }\n}",
+            "3:3: forward: option \"doh_method\" is not supported yet",
+        ),
+        (". {\n cache 0\n}", "2:8: a TTL of 0: use disable instead"),
+        (". {\n cache {\n  prefetch 2 1m 5%\n }\n}", "3:17: prefetch: \"5%\" is not a share from 10% to 90%"),
+        (". {\n cache {\n  servfail 6m\n }\n}", "3:12: \"6m\" is longer than 300 s"),
+        (". {\n cache {\n  serve_stale 1h soon\n }\n}", "3:18: serve_stale: \"soon\" is neither immediate nor verify"),
+        (". {\n cache {\n  serve_stale_policy prefer_positive\n }\n}", "3:3: serve_stale_policy needs serve_stale"),
         (". {\n cache 30 {\n  disable all\n }\n}", "3:11: disable: \"all\" is neither success nor denial"),
         (". {\n cache {\n  success 0\n }\n}", "3:11: a capacity of 0: use disable instead"),
         (". {\n bind eth9\n}", "2:7: bind: \"eth9\" is neither an address nor a network interface of this host"),
@@ -229,6 +248,8 @@ fn what_is_not_wrong_is_accepted() {
         ". {\n forward a. 10.0.0.1 10.0.0.2:54 [::1]:53 {\n policy sequential\n force_tcp\n prefer_udp\n max_fails 0\n except b c\n }\n}",
         ". {\n errors {\n stacktrace\n consolidate 5m \"^no .*\" warning show_first\n consolidate 1s x\n }\n log a b \"{combined} {/log/class}\" {\n class all\n }\n}",
         ". {\n ready {\n monitor continuously\n }\n loadbalance {\n prefer 10.0.0.0/8 fd00::/8\n }\n}",
+        ". {\n cache {\n prefetch 10 1m 20%\n serve_stale 24h verify 0 30s 10s\n serve_stale_policy prefer_positive\n keepttl\n }\n}",
+        ". {\n forward a. 10.0.0.1 10.0.0.2:54 [::1]:53 {\n policy sequential\n health_check 0.5s no_rec domain a.b\n expire 5s\n max_age 1m\n max_idle_conns 3\n read_timeout 1.5s\n source_address 10.0.0.1\n next NXDOMAIN\n next_on_nodata\n max_connect_attempts 3\n force_tcp\n prefer_udp\n max_fails 0\n except b c\n }\n}",
         "a:1 {\n kubernetes\n}\na:2 {\n kubernetes cluster.local 10.0.0.0/8 {\n fallthrough\n kubeconfig /x\n upstream\n }\n}",
     ] {
         assert_eq!(complaint(text), "accepted", "{text:?}");

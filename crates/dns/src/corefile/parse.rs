@@ -97,25 +97,27 @@ fn unexpected_end(at: Position) -> CorefileError {
     CorefileError { at, message: "unexpected end of the file".to_owned() }
 }
 
-/// A duration as Go's `time.ParseDuration` spells it, without fractions and signs; a bare number counts seconds.
+/// A duration as Go's `time.ParseDuration` spells it, without signs; a bare number counts seconds.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
+    let in_number = |c: char| c.is_ascii_digit() || c == '.';
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
-        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
-        let number = number.parse().ok()?;
-        let part = match unit {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => Some(Duration::from_secs(number)),
-            "m" => number.checked_mul(60).map(Duration::from_secs),
-            "h" => number.checked_mul(3600).map(Duration::from_secs),
-            _ => None,
+        let (number, tail) = rest.split_at(rest.find(|c| !in_number(c))?);
+        let (unit, tail) = tail.split_at(tail.find(in_number).unwrap_or(tail.len()));
+        let seconds = match unit {
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
         };
-        total = total.checked_add(part?)?;
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
         rest = tail;
     }
     (!text.is_empty()).then_some(total)

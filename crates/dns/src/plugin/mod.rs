@@ -26,7 +26,6 @@ mod ready;
 mod reload;
 mod rewrite;
 pub(crate) mod template;
-pub(crate) mod upstream;
 mod watched;
 mod whoami;
 
@@ -36,6 +35,8 @@ use domain::base::iana::Class;
 use futures_util::future::BoxFuture;
 
 pub use cache::Cache;
+pub(crate) use cache::CacheMetrics;
+pub(crate) use forward::ForwardMetrics;
 pub use kubernetes::{Kubernetes, PodMode};
 
 use crate::{

@@ -76,6 +76,6 @@ fn type_name(rtype: Rtype) -> &'static str {
     rtype.to_mnemonic_str().unwrap_or("other")
 }
 
-fn code_name(rcode: Rcode) -> &'static str {
+pub(super) fn code_name(rcode: Rcode) -> &'static str {
     rcode.to_mnemonic_str().unwrap_or("other")
 }
