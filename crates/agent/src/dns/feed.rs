@@ -14,12 +14,15 @@ use futures_util::{Stream, StreamExt};
 use podwire_dns::{
     cluster::Cluster,
     program::{ClusterNeeds, Environment},
-    view::View,
+    view::{Slice, View},
 };
 use podwire_k8s::{
     Checks, Client,
     convert::{self, Read},
-    k8s_openapi::api::core::v1::{Namespace, Pod},
+    k8s_openapi::api::{
+        core::v1::{Namespace, Pod},
+        discovery::v1::EndpointSlice,
+    },
     kube::{Api, runtime::watcher::Config},
 };
 use podwire_model::{self as model, Name, ObjectName, Problem};
@@ -54,7 +57,7 @@ impl Feed {
         let sink = || Sink { cluster: environment.cluster.clone(), missing: missing.clone() };
         let (all, checks) = (Config::default, || checks(environment));
         tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), checks(), convert::service), apply_service));
-        let slices = updates(Api::all(client.clone()), all(), checks(), convert::endpoint_slice);
+        let slices = updates(Api::all(client.clone()), all(), checks(), slice);
         tasks.spawn(sink().drain(slices, apply_slice));
         tasks.spawn(sink().drain(updates(Api::all(client.clone()), all(), checks(), namespace_name), apply_namespace));
         if let Some(which) = pods {
@@ -113,7 +116,13 @@ fn apply_service(view: &mut View, update: Update<model::Service>) {
     }
 }
 
-fn apply_slice(view: &mut View, update: Update<model::EndpointSlice>) {
+/// What DNS needs of an EndpointSlice, which of a whole cluster's is a fraction.
+fn slice(object: &EndpointSlice) -> Read<Slice> {
+    let Read { value, problems } = convert::endpoint_slice(object);
+    Read { value: value.map(Slice::from), problems }
+}
+
+fn apply_slice(view: &mut View, update: Update<Slice>) {
     match update {
         Update::All(slices) => view.replace_slices(slices),
         Update::One(slice) => view.apply_slice(slice),
