@@ -16,8 +16,7 @@ pub(super) struct Owners<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Few<T> {
     One(T),
-    /// Boxed as a whole, so that the usual case is small.
-    Many(Box<Vec<T>>),
+    Many(Box<[T]>),
 }
 
 impl<T> Default for Owners<T> {
@@ -61,14 +60,14 @@ fn add<K: Eq + Hash, T: Ord>(map: &mut HashMap<K, Few<T>>, address: K, owner: T)
     let few = match map.remove(&address) {
         None => Few::One(owner),
         Some(Few::One(other)) if other == owner => Few::One(other),
-        Some(Few::One(other)) => {
-            Few::Many(Box::new(if other < owner { vec![other, owner] } else { vec![owner, other] }))
-        }
-        Some(Few::Many(mut owners)) => {
+        Some(Few::One(other)) if other < owner => Few::Many([other, owner].into()),
+        Some(Few::One(other)) => Few::Many([owner, other].into()),
+        Some(Few::Many(owners)) => {
+            let mut owners = owners.into_vec();
             if let Err(place) = owners.binary_search(&owner) {
                 owners.insert(place, owner);
             }
-            Few::Many(owners)
+            Few::Many(owners.into())
         }
     };
     map.insert(address, few);
@@ -79,11 +78,12 @@ fn remove<K: Eq + Hash, T: Ord>(map: &mut HashMap<K, Few<T>>, address: K, owner:
         None => return,
         Some(Few::One(other)) if other == *owner => return,
         Some(Few::One(other)) => Few::One(other),
-        Some(Few::Many(mut owners)) => {
+        Some(Few::Many(owners)) => {
+            let mut owners = owners.into_vec();
             owners.retain(|other| other != owner);
-            match owners.len() {
-                1 => owners.pop().map_or(Few::Many(owners), Few::One),
-                _ => Few::Many(owners),
+            match (owners.pop(), owners.is_empty()) {
+                (Some(last), true) => Few::One(last),
+                (last, _) => Few::Many(owners.into_iter().chain(last).collect()),
             }
         }
     };
